@@ -1,0 +1,383 @@
+#include "base/file.h"
+
+#include "base/mem.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- unfinished output: a fixed table, readable from a signal handler ---- */
+
+#define MAX_UNFINISHED 256
+static struct {
+    char path[PATH_MAX];
+    volatile int state; /* 0 free, 1 file, 2 folder */
+} unfinished[MAX_UNFINISHED];
+
+static int unfinished_add(const char *path, int state)
+{
+    for (int i = 0; i < MAX_UNFINISHED; i++) {
+        if (unfinished[i].state || strlen(path) >= PATH_MAX) continue;
+        memcpy(unfinished[i].path, path, strlen(path) + 1);
+        unfinished[i].state = state;
+        return i;
+    }
+    return -1;
+}
+
+static void unfinished_del(int slot)
+{
+    if (slot >= 0) unfinished[slot].state = 0;
+}
+
+void file_remove_unfinished(void)
+{
+    for (int i = 0; i < MAX_UNFINISHED; i++)
+        if (unfinished[i].state == 1) unlink(unfinished[i].path);
+    for (int i = MAX_UNFINISHED - 1; i >= 0; i--)
+        if (unfinished[i].state == 2) rmdir(unfinished[i].path);
+    /* Finished files inside an unfinished folder stay registered until the folder is renamed (dir_out_close), so the
+     * rmdir above finds it empty. */
+}
+
+/* ---- reading ---- */
+
+int file_map_open(struct file_map *m, const char *path, struct err *e)
+{
+    memset(m, 0, sizeof *m);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return err_sys(e, "%s", path);
+    struct stat st;
+    if (fstat(fd, &st)) {
+        err_sys(e, "%s", path);
+        close(fd);
+        return -1;
+    }
+    if (!S_ISREG(st.st_mode)) {
+        close(fd);
+        return err_set(e, "%s: not a regular file", path);
+    }
+    m->size = (size_t)st.st_size;
+    if (m->size) {
+        void *p = mmap(NULL, m->size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (p == MAP_FAILED) {
+            err_sys(e, "%s: cannot map", path);
+            close(fd);
+            m->size = 0;
+            return -1;
+        }
+        m->data = p;
+    }
+    close(fd);
+    m->path = mem_strdup(path);
+    return 0;
+}
+
+void file_map_close(struct file_map *m)
+{
+    if (m->data) munmap((void *)(uintptr_t)m->data, m->size);
+    free(m->path);
+    memset(m, 0, sizeof *m);
+}
+
+void file_map_drop(const void *p, size_t n)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t a = ((uintptr_t)p + page - 1) / page * page, b = ((uintptr_t)p + n) / page * page;
+    if (a < b) madvise((void *)a, b - a, MADV_DONTNEED);
+}
+
+int file_read(const char *path, size_t max, char **buf, size_t *n, struct err *e)
+{
+    *buf = NULL;
+    FILE *f = fopen(path, "rbe");
+    if (!f) return err_sys(e, "%s", path);
+    size_t cap = 1 << 16, len = 0;
+    char *p = mem_grow(NULL, cap, 1);
+    for (;;) {
+        size_t got = fread(p + len, 1, cap - 1 - len, f);
+        len += got;
+        if (len > max) {
+            err_set(e, "%s: larger than %zu bytes", path, max);
+            goto fail;
+        }
+        if (!got) break;
+        if (cap - 1 == len) p = mem_grow(p, cap *= 2, 1);
+    }
+    if (ferror(f)) {
+        err_sys(e, "%s: cannot read", path);
+        goto fail;
+    }
+    fclose(f);
+    p[len] = 0;
+    *buf = p;
+    *n = len;
+    return 0;
+fail:
+    fclose(f);
+    free(p);
+    return -1;
+}
+
+/* ---- paths ---- */
+
+bool path_exists(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0;
+}
+
+bool path_is_dir(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+char *path_join(const char *dir, const char *name)
+{
+    size_t n = strlen(dir);
+    return mem_printf("%s%s%s", dir, n && dir[n - 1] == '/' ? "" : "/", name);
+}
+
+int path_make_dirs(const char *dir, struct err *e)
+{
+    char *p = mem_strdup(dir);
+    int rc = 0;
+    for (char *s = p + 1; rc == 0; s++) {
+        if (*s && *s != '/') continue;
+        char c = *s;
+        *s = 0;
+        if (mkdir(p, 0777) && errno != EEXIST) rc = err_sys(e, "%s: cannot make folder", p);
+        *s = c;
+        if (!c) break;
+    }
+    if (rc == 0 && !path_is_dir(dir)) rc = err_set(e, "%s: not a folder", dir);
+    free(p);
+    return rc;
+}
+
+bool name_is_plain(const char *name)
+{
+    return *name && !strchr(name, '/') && strcmp(name, ".") && strcmp(name, "..");
+}
+
+int path_remove_tree(const char *path, struct err *e)
+{
+    struct stat st;
+    if (lstat(path, &st)) return errno == ENOENT ? 0 : err_sys(e, "%s", path);
+    if (!S_ISDIR(st.st_mode)) return unlink(path) ? err_sys(e, "%s", path) : 0;
+    DIR *d = opendir(path);
+    if (!d) return err_sys(e, "%s", path);
+    int rc = 0;
+    for (struct dirent *it; rc == 0 && (it = readdir(d));) {
+        if (!name_is_plain(it->d_name)) continue;
+        char *sub = path_join(path, it->d_name);
+        rc = path_remove_tree(sub, e);
+        free(sub);
+    }
+    closedir(d);
+    if (rc == 0 && rmdir(path)) rc = err_sys(e, "%s", path);
+    return rc;
+}
+
+/* ---- output ---- */
+
+static int sync_parent(const char *path, struct err *e)
+{
+    char *dir = mem_strdup(path), *slash = strrchr(dir, '/');
+    if (slash && slash != dir) *slash = 0;
+    int fd = open(slash ? (slash == dir ? "/" : dir) : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    free(dir);
+    if (fd < 0) return err_sys(e, "%s: cannot open its folder", path);
+    /* Some file systems cannot fsync a folder; the rename itself is still atomic there. */
+    if (fsync(fd) && errno != EINVAL && errno != EROFS) {
+        err_sys(e, "%s: cannot sync its folder", path);
+        close(fd);
+        return -1;
+    }
+    close(fd);
+    return 0;
+}
+
+int file_out_open(struct file_out *o, const char *path, struct err *e)
+{
+    memset(o, 0, sizeof *o);
+    o->slot = -1;
+    if (path_is_dir(path)) return err_set(e, "%s: is a folder (a file name was expected)", path);
+    o->path = mem_strdup(path);
+    o->tmp = mem_printf("%s.part-%ld", path, (long)getpid());
+    o->slot = unfinished_add(o->tmp, 1);
+    o->f = fopen(o->tmp, "wbe");
+    if (!o->f) {
+        err_sys(e, "%s: cannot write", path);
+        file_out_abort(o);
+        return -1;
+    }
+    return 0;
+}
+
+int file_out_write(struct file_out *o, const void *p, size_t n, struct err *e)
+{
+    if (n && fwrite(p, 1, n, o->f) != n) return err_sys(e, "%s: cannot write", o->path);
+    return 0;
+}
+
+static void out_free(struct file_out *o)
+{
+    free(o->path);
+    free(o->tmp);
+    memset(o, 0, sizeof *o);
+    o->slot = -1;
+}
+
+/* A file finished inside an unfinished folder stays in the table, under its final name, until the folder is done. */
+static int inside_unfinished(const char *path)
+{
+    for (int i = 0; i < MAX_UNFINISHED; i++) {
+        size_t n = strlen(unfinished[i].path);
+        if (unfinished[i].state == 2 && !strncmp(path, unfinished[i].path, n) && path[n] == '/') return 1;
+    }
+    return 0;
+}
+
+int file_out_close(struct file_out *o, struct err *e)
+{
+    int bad = fflush(o->f) || ferror(o->f) || fsync(fileno(o->f));
+    if (bad) err_sys(e, "%s: cannot write", o->path);
+    if (fclose(o->f) && !bad) bad = 1, err_sys(e, "%s: cannot write", o->path);
+    o->f = NULL;
+    if (!bad && rename(o->tmp, o->path)) bad = 1, err_sys(e, "%s: cannot rename %s to it", o->path, o->tmp);
+    if (bad) {
+        file_out_abort(o);
+        return -1;
+    }
+    unfinished_del(o->slot);
+    int rc = 0;
+    if (inside_unfinished(o->path))
+        unfinished_add(o->path, 1);
+    else
+        rc = sync_parent(o->path, e);
+    out_free(o);
+    return rc;
+}
+
+void file_out_abort(struct file_out *o)
+{
+    if (o->f) fclose(o->f);
+    if (o->tmp) unlink(o->tmp);
+    unfinished_del(o->slot);
+    out_free(o);
+}
+
+int file_write(const char *path, const void *p, size_t n, struct err *e)
+{
+    struct file_out o;
+    if (file_out_open(&o, path, e)) return -1;
+    if (file_out_write(&o, p, n, e)) {
+        file_out_abort(&o);
+        return -1;
+    }
+    return file_out_close(&o, e);
+}
+
+/* 1: may be replaced, 0: does not exist, -1: holds something that is not ours */
+static int replaceable(const char *path, struct err *e)
+{
+    struct stat st;
+    if (lstat(path, &st)) return errno == ENOENT ? 0 : err_sys(e, "%s", path);
+    if (!S_ISDIR(st.st_mode)) return err_set(e, "%s: exists and is not a folder", path);
+    char *mark = path_join(path, DIR_MARK);
+    bool ours = path_exists(mark);
+    free(mark);
+    if (ours) return 1;
+    DIR *d = opendir(path);
+    if (!d) return err_sys(e, "%s", path);
+    bool empty = true;
+    for (struct dirent *it; (it = readdir(d));)
+        if (name_is_plain(it->d_name)) empty = false;
+    closedir(d);
+    return empty ? 1 : err_set(e, "%s: already there with other contents (not written by qlab; left as it is)", path);
+}
+
+int dir_out_open(struct dir_out *d, const char *path, struct err *e)
+{
+    memset(d, 0, sizeof *d);
+    d->slot = -1;
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/') n--;
+    d->path = mem_strndup(path, n);
+    if (replaceable(d->path, e) < 0) {
+        dir_out_abort(d);
+        return -1;
+    }
+    d->tmp = mem_printf("%s.part-%ld", d->path, (long)getpid());
+    path_remove_tree(d->tmp, NULL); /* left by a killed process that had our pid */
+    d->slot = unfinished_add(d->tmp, 2);
+    struct err sub;
+    if (path_make_dirs(d->tmp, &sub)) {
+        err_set(e, "%s", sub.msg);
+        dir_out_abort(d);
+        return -1;
+    }
+    char *mark = path_join(d->tmp, DIR_MARK);
+    const char text[] = "This folder was written by qlab and may be replaced by it.\n";
+    int rc = file_write(mark, text, sizeof text - 1, e);
+    free(mark);
+    if (rc) dir_out_abort(d);
+    return rc;
+}
+
+static void forget_inside(const char *dir)
+{
+    size_t n = strlen(dir);
+    for (int i = 0; i < MAX_UNFINISHED; i++)
+        if (unfinished[i].state == 1 && !strncmp(unfinished[i].path, dir, n) && unfinished[i].path[n] == '/')
+            unfinished[i].state = 0;
+}
+
+static void dir_free(struct dir_out *d)
+{
+    free(d->path);
+    free(d->tmp);
+    memset(d, 0, sizeof *d);
+    d->slot = -1;
+}
+
+int dir_out_close(struct dir_out *d, struct err *e)
+{
+    int can = replaceable(d->path, e);
+    char *old = mem_printf("%s.old-%ld", d->path, (long)getpid());
+    if (can < 0 || (can == 1 && rename(d->path, old) && err_sys(e, "%s: cannot replace", d->path))) goto fail;
+    if (rename(d->tmp, d->path)) {
+        err_sys(e, "%s: cannot rename %s to it", d->path, d->tmp);
+        if (can == 1) (void)!rename(old, d->path);
+        goto fail;
+    }
+    forget_inside(d->tmp);
+    unfinished_del(d->slot);
+    if (can == 1) path_remove_tree(old, NULL);
+    free(old);
+    int rc = sync_parent(d->path, e);
+    dir_free(d);
+    return rc;
+fail:
+    free(old);
+    dir_out_abort(d);
+    return -1;
+}
+
+void dir_out_abort(struct dir_out *d)
+{
+    if (d->tmp) {
+        forget_inside(d->tmp);
+        path_remove_tree(d->tmp, NULL);
+    }
+    unfinished_del(d->slot);
+    dir_free(d);
+}

@@ -1,0 +1,20 @@
+/* Threads. Work is cut by the caller into items whose results do not depend on which thread runs them, so a run is
+ * bit-identical for any number of threads. Built on OpenMP; no other file uses it. */
+#ifndef QLAB_BASE_PAR_H
+#define QLAB_BASE_PAR_H
+
+#include <stdint.h>
+
+/* Set once at start. n ≤ 0: the cores this process may use. */
+void par_set_threads(int n);
+int par_threads(void);
+int par_cores(void);
+
+/* fn(ctx, begin, end, thread) for disjoint ranges that cover 0 … n−1 and start at multiples of grain; thread is
+ * 0 … par_threads()−1 and no two calls with the same thread run at once. Static split: contiguous, even shares. */
+typedef void par_fn(void *ctx, int64_t begin, int64_t end, int thread);
+void par_for(int64_t n, int64_t grain, par_fn *fn, void *ctx);
+/* The same, but ranges of one grain are handed out as threads get free: for items of uneven cost. */
+void par_for_dynamic(int64_t n, int64_t grain, par_fn *fn, void *ctx);
+
+#endif

@@ -1,0 +1,35 @@
+/* safetensors: u64 n, n bytes of JSON header, data (https://github.com/huggingface/safetensors, README "Format").
+ * Refused: what safetensors 0.8 refuses (header length beyond the file or 100 MB, holes, overlap, offsets that do not
+ * match dtype × shape, overflow, trailing bytes, unknown dtypes) and duplicate names. */
+#ifndef QLAB_VIEWS_SAFETENSORS_H
+#define QLAB_VIEWS_SAFETENSORS_H
+
+#include "base/err.h"
+#include "base/file.h"
+#include "views/tensor.h"
+
+struct safetensors {
+    struct file_map map;
+    struct tensor *tensors; /* sorted by name; names owned */
+    size_t n_tensors;
+};
+int safetensors_open(struct safetensors *s, const char *path, struct err *e);
+void safetensors_close(struct safetensors *s);
+/* The parser alone, on bytes in memory (fuzzing); `where` names them in errors. tensors[].data point into p. */
+int safetensors_parse(struct safetensors *s, const char *where, const void *p, size_t n, struct err *e);
+
+/* Streaming writer: declare every tensor (name, dtype, n_dims, shape; data ignored) in the order of writing, then
+ * append their bytes in that order. The header is padded with spaces to a multiple of 8; "__metadata__" is
+ * {"format": "pt"}. */
+struct st_writer {
+    struct file_out out;
+    struct tensor *decl; /* owned, with names */
+    size_t n, at;        /* declared; tensor being written */
+    size_t left;         /* bytes still missing of tensor `at` */
+};
+int st_writer_open(struct st_writer *w, const char *path, const struct tensor *decl, size_t n, struct err *e);
+int st_writer_append(struct st_writer *w, const void *p, size_t n_bytes, struct err *e);
+int st_writer_close(struct st_writer *w, struct err *e); /* fails if bytes are missing */
+void st_writer_abort(struct st_writer *w);
+
+#endif
