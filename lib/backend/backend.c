@@ -1,0 +1,39 @@
+#include "backend/backend.h"
+
+#include "backend/backend_impl.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+static const char *const compute_names[] = {"f32", "f16", "bf16", "int8"};
+
+const char *compute_name(enum compute c) { return compute_names[c]; }
+
+static int compute_parse(const char *s, enum compute *c, struct err *e)
+{
+    for (int i = 0; i < 4; i++)
+        if (!strcmp(s, compute_names[i])) {
+            *c = (enum compute)i;
+            return 0;
+        }
+    return err_set(e, "compute '%s': unknown (f32, f16, bf16, int8 or auto was expected)", s);
+}
+
+int backend_open(struct backend *be, const char *device, const char *compute, struct err *e)
+{
+    *be = (struct backend){0};
+    bool fastest = !strcmp(compute, "auto");
+    enum compute c = COMPUTE_F32;
+    if (!fastest && compute_parse(compute, &c, e)) return -1;
+
+    if (!strcmp(device, "cpu") || !strcmp(device, "cpu-ref")) return cpu_ref_open(be, c, e);
+    if (!strncmp(device, "cuda", 4) && (device[4] == 0 || device[4] == ':'))
+        return err_set(e, "device '%s': this qlab was built without CUDA (cpu was expected)", device);
+    return err_set(e, "device '%s': unknown (cpu, cuda or cuda:N was expected)", device);
+}
+
+void backend_close(struct backend *be)
+{
+    if (be->ops) be->ops->close(be);
+    *be = (struct backend){0};
+}

@@ -1,0 +1,10 @@
+/* Constructors of the backends, for backend.c and tests. */
+#ifndef QLAB_BACKEND_BACKEND_IMPL_H
+#define QLAB_BACKEND_BACKEND_IMPL_H
+
+#include "backend/backend.h"
+
+/* The oracle: compute f32 only; sums of products in double. */
+int cpu_ref_open(struct backend *be, enum compute compute, struct err *e);
+
+#endif
