@@ -1,4 +1,5 @@
 # qlab: libq.a, the six tools, tests. Derived files are under build/ only.   make help
+# Needs GNU Make 4, a C11 compiler and six libraries; ./bootstrap finds or installs them.
 .DEFAULT_GOAL := all
 MAKEFLAGS += -r
 SHELL := bash
@@ -22,6 +23,11 @@ QCFLAGS = -std=c11 $(OPT) $(CFLAGS) $(WARN) $(DEFS) -fopenmp -ffp-contract=off -
 LDLIBS = -ljansson -lcsv -lpcre2-8 -lutf8proc -lcurl -lcrypto -lm
 LDFLAGS = -fopenmp $(SANFLAGS)
 
+# CUDA is optional: with nvcc on the machine the sources of cuda/ are built in, without it --version says so.
+CUDA_SRC := $(sort $(wildcard cuda/*.cu))
+NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+WITH_CUDA := $(if $(CUDA_SRC),$(NVCC))
+
 # Kernel files say their instruction set in their name.
 isa_flags = $(if $(filter %_avx2,$(1)),-mavx2 -mfma -mf16c)$(if $(filter %_avx512,$(1)),-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c)$(if $(filter %_vnni,$(1)),-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi -mfma -mf16c)
 
@@ -36,7 +42,7 @@ UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(B)/tests/%)
 TEST_TOOL_SRC := $(sort $(wildcard tests/tools/*.c))
 TEST_TOOL_BIN := $(TEST_TOOL_SRC:tests/tools/%.c=$(B)/tests/%)
 
-.PHONY: all help tests clean
+.PHONY: all help tests install clean
 all: $(TOOLS:%=$(B)/bin/%)
 tests: $(UNIT_BIN) $(TEST_TOOL_BIN)
 
@@ -45,8 +51,9 @@ include tests/check.mk
 help:
 	@echo 'make                 the tools, into $(B)/bin'
 	@echo 'make check           all tests (SAN=1: the same under ASan and UBSan)'
-	@echo 'make lint            shellcheck, static analysis, include directions'
-	@echo 'make fuzz            fuzz targets for a bounded time (clang)'
+	@echo '                     CHECK="tests/cli/x.bats $(B)/tests/test_y": just these'
+	@echo 'make lint            shellcheck, cppcheck, include directions, lengths of files'
+	@echo 'make fuzz            fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)'
 	@echo 'make install         PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo 'make clean           remove build/'
 	@echo 'make -C pipelines help   the experiments'
@@ -59,6 +66,8 @@ $(B)/bin/%: $(B)/tools/%.o $(B)/libq.a
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
+$(UNIT_BIN): | $(B)/deps-tests.stamp
+$(UNIT_SRC:%.c=$(B)/%.o): | $(B)/deps-tests.stamp
 $(B)/tests/%: $(B)/tests/unit/%.o $(TEST_LIB_OBJ) $(B)/libq.a
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
@@ -67,19 +76,34 @@ $(B)/tests/%: $(B)/tests/tools/%.o $(TEST_LIB_OBJ) $(B)/libq.a
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-$(B)/%.o: %.c
+$(B)/%.o: %.c $(B)/flags.stamp | $(B)/deps-build.stamp
 	@mkdir -p $(@D)
 	$(CC) $(QCFLAGS) $(call isa_flags,$*) $(EXTRA_$(subst /,_,$*)) -Itests/lib -MMD -MP -c -o $@ $<
 
-# The commit is compiled into one object, which is rebuilt when the commit changes.
-EXTRA_lib_base_version = -DQLAB_GIT='"$(shell git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown)"'
+# The commit is compiled into one object, which is rebuilt when the commit changes; a change of flags or of the
+# compiler rebuilds everything. Both stamps are written only when they change.
+put = @mkdir -p $(@D); { $(1); } > $@.tmp; cmp -s $@.tmp $@ && rm $@.tmp || mv $@.tmp $@
+git_version := git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown
+EXTRA_lib_base_version = -DQLAB_GIT='"$(shell cat $(B)/git.stamp)"' $(if $(WITH_CUDA),-DQLAB_CUDA)
 $(B)/lib/base/version.o: $(B)/git.stamp
 $(B)/git.stamp: FORCE
-	@mkdir -p $(@D); git describe --always --dirty --exclude '*' > $@.tmp 2>/dev/null || echo unknown > $@.tmp; cmp -s $@.tmp $@ && rm $@.tmp || mv $@.tmp $@
+	$(call put,$(git_version))
+$(B)/flags.stamp: FORCE | $(B)/deps-build.stamp
+	$(call put,printf '%s\n' '$(CC) $(QCFLAGS) $(LDFLAGS) $(LDLIBS) $(WITH_CUDA)'; $(CC) --version | head -n 1)
 .PHONY: FORCE
 FORCE:
 
-# A change of flags rebuilds.
+# What is missing is said once, by package, before anything is compiled.
+$(B)/deps-build.stamp $(B)/deps-tests.stamp: $(B)/deps-%.stamp: bootstrap
+	@mkdir -p $(@D); CC='$(CC)' ./bootstrap --no-install $* 2> $@.tmp && mv $@.tmp $@ || { cat $@.tmp >&2; rm $@.tmp; exit 1; }
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/qlab/docs/schema
+	install -m 755 $(TOOLS:%=$(B)/bin/%) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 $(wildcard pipelines/plan.jq) $(wildcard README.md) LICENSE $(DESTDIR)$(PREFIX)/share/qlab
+	install -m 644 $(wildcard docs/*.md) $(DESTDIR)$(PREFIX)/share/qlab/docs
+	install -m 644 $(wildcard docs/schema/*.json) $(DESTDIR)$(PREFIX)/share/qlab/docs/schema
+
 clean:
 	rm -rf build
 
