@@ -12,6 +12,10 @@ struct safetensors {
     struct file_map map;
     struct tensor *tensors; /* sorted by name; names owned */
     size_t n_tensors;
+    /* Files of other writers may leave a tensor at an address its element type cannot have (no padding, odd sizes in
+     * between): such a tensor's data is copied here, and freed with the rest. */
+    void **copies;
+    size_t n_copies;
 };
 int safetensors_open(struct safetensors *s, const char *path, struct err *e);
 void safetensors_close(struct safetensors *s);
@@ -19,11 +23,13 @@ void safetensors_close(struct safetensors *s);
 int safetensors_parse(struct safetensors *s, const char *where, const void *p, size_t n, struct err *e);
 
 /* Streaming writer: declare every tensor (name, dtype, n_dims, shape; data ignored) in the order of writing, then
- * append their bytes in that order. The header is padded with spaces to a multiple of 8; "__metadata__" is
+ * append their bytes in that order. In the file wider element types come first, so that every tensor is aligned to its
+ * elements whatever the order of writing. The header is padded with spaces to a multiple of 8; "__metadata__" is
  * {"format": "pt"}. */
 struct st_writer {
     struct file_out out;
     struct tensor *decl; /* owned, with names */
+    int64_t *pos;        /* of each declared tensor in the file */
     size_t n, at;        /* declared; tensor being written */
     size_t left;         /* bytes still missing of tensor `at` */
 };
