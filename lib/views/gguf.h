@@ -26,8 +26,9 @@ int gguf_get_num(const struct gguf *g, const char *key, bool required, double df
 int gguf_get_bool(const struct gguf *g, const char *key, bool required, bool dflt, bool *out, struct err *e);
 /* Not NUL-terminated in the file: a new string, to be freed; NULL if missing and not required. */
 int gguf_get_str(const struct gguf *g, const char *key, bool required, char **out, struct err *e);
-/* Array of strings / integers: count, then element i (string as pointer + length into the map). */
-int gguf_get_array(const struct gguf *g, const char *key, bool required, size_t *n, struct err *e);
+/* Array of strings / integers: check and count, then element i < n (string as pointer + length into the map). */
+enum gguf_elem { GGUF_STRINGS, GGUF_INTS };
+int gguf_get_array(const struct gguf *g, const char *key, enum gguf_elem elem, bool required, size_t *n, struct err *e);
 void gguf_array_str(const struct gguf *g, const char *key, size_t i, const char **s, size_t *len);
 int64_t gguf_array_int(const struct gguf *g, const char *key, size_t i);
 
