@@ -36,5 +36,14 @@ int64_t format_groups(const struct format *f, int64_t n_in);
 /* Stored bytes of an (n_out, n_in) weight: codes and metadata that grow with the tensor (not shape records or code
  * tables), with the padding the container really has. */
 int64_t format_bytes(const struct format *f, int64_t n_out, int64_t n_in);
+/* 32-bit words n packed codes take (CODE_INT); flat blocks of a tensor (CODE_BOOK). */
+int64_t format_words(const struct format *f, int64_t n);
+int64_t format_blocks(const struct format *f, int64_t n_out, int64_t n_in);
+/* Same codes and metadata (names aside). */
+bool format_same(const struct format *a, const struct format *b);
+/* Fill in f->name: the table's, or one made alike ("int8-g128", "nf4-g128-dq") that lives as long as the process. */
+void format_set_name(struct format *f);
+/* The code book of NF4 (else FP4). */
+const float *format_book(bool nf4);
 
 #endif

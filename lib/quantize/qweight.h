@@ -5,7 +5,7 @@
 #include "quantize/format.h"
 #include "views/checkpoint.h"
 
-/* Owns nothing but what qweight_free frees (a parsed quant_state). Layouts, all row-major:
+/* A view: owns nothing, valid while the checkpoint is open. Layouts, all row-major:
  *  CODE_FLOAT    codes: (n_out, n_in) of fmt.dtype; a GGUF block tensor is opened as CODE_FLOAT with fmt.dtype its
  *                block dtype and is read through qweight_rows_f32 only.
  *  CODE_INT      codes: u32 words (n_out, ceil(n_in·bits/32)), element k of a row in bits bits·k… (compressed-tensors
@@ -21,7 +21,7 @@ struct qweight {
     struct format fmt; /* by value: a folder made elsewhere may have a group size no row of the table has */
     int64_t n_out, n_in;
     enum dtype out_dtype; /* F16, BF16 or F32 */
-    const struct tensor *src; /* CODE_FLOAT */
+    const struct tensor *src; /* CODE_FLOAT from a checkpoint; NULL in a qbuffer, whose floats are at `codes` */
     const void *codes;
     const void *scale;
     enum dtype scale_dtype;
@@ -29,12 +29,14 @@ struct qweight {
     const void *absmax;
     const float *book, *nested_absmax, *nested_map;
     float nested_offset;
-    int64_t bytes; /* stored bytes of all parts */
+    bool in_memory; /* parts lie in a qbuffer, not in a mapped file: qweight_drop leaves them alone */
+    int64_t bytes;  /* stored bytes of all parts */
 };
 
 /* Open NAME ("model.layers.0.mlp.up_proj", "lm_head", "model.embed_tokens") with shape (n_out, n_in) in whatever form
  * the checkpoint has it; every part's dtype and shape is checked against the scheme that quantization_config names for
- * it. */
+ * it (compressed-tensors: by transformers' precedence: ignore, exact name, regex in alphabetical order, class name).
+ * "lm_head" of a tied checkpoint is its embedding. */
 int qweight_open(struct qweight *w, const struct checkpoint *c, const char *name, int64_t n_out, int64_t n_in,
                  struct err *e);
 /* Rows r0 … r0+n−1 dequantized to f32 into dst (n, n_in). Thread-safe. The reference: written for clarity. */
