@@ -1,0 +1,43 @@
+/* Negative log likelihoods of a model over windows of tokens, alone or against a reference run on the same windows. */
+#ifndef QLAB_EVAL_PPL_H
+#define QLAB_EVAL_PPL_H
+
+#include "base/file.h"
+#include "eval/protocol.h"
+#include "model/model.h"
+
+/* Final hidden states of the reference at every scored row, (n_scored, hidden) f32 in scoring order: with them a second
+ * model is compared without running the reference's layers again, bit for bit the same. A file of them carries a key,
+ * the digest of whatever the states depend on (model, tokens, windows, compute). */
+struct ref_states {
+    const float *rows; /* host; NULL: none */
+    struct file_map map;
+};
+/* rows stays NULL when the file is absent or holds states of another key or shape (it is to be replaced then). */
+int ref_states_open(struct ref_states *r, const char *path, const char key[65], int64_t n_scored, int64_t hidden,
+                    struct err *e);
+void ref_states_close(struct ref_states *r);
+
+struct ppl_job {
+    const struct model *model;
+    const struct model *ref;         /* NULL: no comparison */
+    const struct ref_states *states; /* of ref; NULL or rows == NULL: ref is run */
+    const char *save_states;         /* with ref run: write its states to this file; NULL: do not */
+    const char *states_key;          /* 64 hex digits, with save_states */
+    const int32_t *tokens;
+    const struct windows *windows;
+    int32_t bos; /* with windows->replace_bos */
+};
+
+/* One value a scored token, in window order; owned, freed by ppl_result_free. */
+struct ppl_result {
+    int64_t n;
+    double *nll;
+    double *nll_ref, *kld, *delta_p; /* with ref; delta_p = p_model − p_ref of the target */
+    int64_t n_top1;                  /* tokens where both models' argmax agree */
+    int64_t kv_bytes, scratch_bytes;
+};
+int ppl_run(const struct ppl_job *job, struct ppl_result *r, struct err *e);
+void ppl_result_free(struct ppl_result *r);
+
+#endif
