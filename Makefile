@@ -11,6 +11,9 @@ DESTDIR ?=
 SAN ?=
 B := build$(if $(SAN),/san)
 
+# V=1 shows the commands.
+say = $(if $(V),,@printf '  %s %s\n' $(1) $@;)
+
 CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
 OPT ?= $(if $(SAN),-O1,-O3)
 WARN := -Wall -Wextra -Werror -Wshadow -Wpointer-arith -Wstrict-prototypes
@@ -55,30 +58,31 @@ help:
 	@echo 'make lint            shellcheck, cppcheck, include directions, lengths of files'
 	@echo 'make fuzz            fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)'
 	@echo 'make install         PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
+	@echo '                     V=1: show the commands'
 	@echo 'make clean           remove build/'
 	@echo 'make -C pipelines help   the experiments'
 
 $(B)/libq.a: $(LIB_OBJ)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call say,AR)$(AR) rcs $@ $^
 
 $(B)/bin/%: $(B)/tools/%.o $(B)/libq.a
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call say,LD)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(UNIT_BIN): | $(B)/deps-tests.stamp
 $(UNIT_SRC:%.c=$(B)/%.o): | $(B)/deps-tests.stamp
 $(B)/tests/%: $(B)/tests/unit/%.o $(TEST_LIB_OBJ) $(B)/libq.a
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+	$(call say,LD)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
 $(B)/tests/%: $(B)/tests/tools/%.o $(TEST_LIB_OBJ) $(B)/libq.a
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call say,LD)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-$(B)/%.o: %.c $(B)/flags.stamp | $(B)/deps-build.stamp
+$(B)/%.o: %.c $(B)/flags.stamp | $(B)/deps-all.stamp
 	@mkdir -p $(@D)
-	$(CC) $(QCFLAGS) $(call isa_flags,$*) $(EXTRA_$(subst /,_,$*)) -Itests/lib -MMD -MP -c -o $@ $<
+	$(call say,CC)$(CC) $(QCFLAGS) $(call isa_flags,$*) $(EXTRA_$(subst /,_,$*)) -Itests/lib -MMD -MP -c -o $@ $<
 
 # The commit is compiled into one object, which is rebuilt when the commit changes; a change of flags or of the
 # compiler rebuilds everything. Both stamps are written only when they change.
@@ -88,13 +92,13 @@ EXTRA_lib_base_version = -DQLAB_GIT='"$(shell cat $(B)/git.stamp)"' $(if $(WITH_
 $(B)/lib/base/version.o: $(B)/git.stamp
 $(B)/git.stamp: FORCE
 	$(call put,$(git_version))
-$(B)/flags.stamp: FORCE | $(B)/deps-build.stamp
+$(B)/flags.stamp: FORCE | $(B)/deps-all.stamp
 	$(call put,printf '%s\n' '$(CC) $(QCFLAGS) $(LDFLAGS) $(LDLIBS) $(WITH_CUDA)'; $(CC) --version | head -n 1)
 .PHONY: FORCE
 FORCE:
 
 # What is missing is said once, by package, before anything is compiled.
-$(B)/deps-build.stamp $(B)/deps-tests.stamp: $(B)/deps-%.stamp: bootstrap
+$(B)/deps-all.stamp $(B)/deps-tests.stamp: $(B)/deps-%.stamp: bootstrap
 	@mkdir -p $(@D); CC='$(CC)' ./bootstrap --no-install $* 2> $@.tmp && mv $@.tmp $@ || { cat $@.tmp >&2; rm $@.tmp; exit 1; }
 
 install: all

@@ -30,7 +30,7 @@ fuzz:
 ifdef FUZZING
 $(B)/bin/%: $(B)/tests/fuzz/%.o $(TEST_LIB_OBJ) $(B)/libq.a
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDLIBS)
+	$(call say,LD)$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDLIBS)
 .SECONDARY: $(FUZZ_SRC:%.c=$(B)/%.o)
 -include $(FUZZ_SRC:%.c=$(B)/%.d)
 endif
