@@ -1,0 +1,215 @@
+#include "eval/bench.h"
+
+#include "base/mem.h"
+#include "base/msg.h"
+#include "base/rng.h"
+#include "base/stats.h"
+#include "eval/bandwidth.h"
+#include "eval/kernel_timer.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+void bench_summarize(const double *x, int64_t n, struct bench_summary *s)
+{
+    assert(n > 0);
+    double *sorted = mem_array((size_t)n, sizeof *sorted);
+    memcpy(sorted, x, (size_t)n * sizeof *sorted);
+    stats_sort(sorted, n);
+    struct mean_se m = stats_mean(x, n);
+    *s = (struct bench_summary){.n = n,
+                                .min = sorted[0],
+                                .p50 = stats_quantile_sorted(sorted, n, 0.50),
+                                .p90 = stats_quantile_sorted(sorted, n, 0.90),
+                                .p99 = stats_quantile_sorted(sorted, n, 0.99),
+                                .mean = m.mean,
+                                .sd = m.sd};
+    free(sorted);
+}
+
+json_t *bench_summary_json(const double *x, int64_t n)
+{
+    if (n == 0) return json_null();
+    struct bench_summary s;
+    bench_summarize(x, n, &s);
+    json_t *o = json_object(), *a = json_array();
+    json_put(o, "n", json_integer(s.n));
+    json_put(o, "min", json_num(s.min));
+    json_put(o, "p50", json_num(s.p50));
+    json_put(o, "p90", json_num(s.p90));
+    json_put(o, "p99", json_num(s.p99));
+    json_put(o, "mean", json_num(s.mean));
+    json_put(o, "sd", json_num(s.sd));
+    for (int64_t i = 0; i < n; i++) json_array_append_new(a, json_num(x[i]));
+    json_put(o, "samples", a);
+    return o;
+}
+
+void bench_random_tokens(int32_t *out, int64_t n, int64_t vocab, uint64_t seed)
+{
+    struct rng r = {seed};
+    for (int64_t i = 0; i < n; i++) out[i] = (int32_t)rng_below(&r, vocab);
+}
+
+/* ---- one depth ---- */
+
+struct stopwatch {
+    double *at; /* when id i was known */
+};
+
+static void on_token(void *ctx, int64_t i) { ((struct stopwatch *)ctx)->at[i] = clock_s(); }
+
+static void fill(const struct model *m, struct kv_cache *kv, struct scratch *s, const int32_t *tokens, int64_t from,
+                 int64_t to)
+{
+    kv->n = from;
+    while (kv->n < to) {
+        int64_t n = to - kv->n < s->max_tok ? to - kv->n : s->max_tok;
+        model_forward(m, tokens + kv->n, &(struct span){kv, 0, n}, 1, s, NULL);
+    }
+    m->be->ops->sync(m->be);
+}
+
+static void note_trial(struct bench_run *run, const struct bench_opts *o, int64_t t, double t0, const double *at)
+{
+    int64_t n = o->n_gen;
+    run->ttft_ms[t] = (at[0] - t0) * 1e3;
+    run->prefill_tps[t] = (double)o->n_prompt / (at[0] - t0);
+    if (n < 2) return;
+    run->decode_tps[t] = (double)(n - 1) / (at[n - 1] - at[0]);
+    for (int64_t i = 1; i < n; i++) run->token_ms[t * (n - 1) + i - 1] = (at[i] - at[i - 1]) * 1e3;
+}
+
+int bench_depth(const struct model *m, struct kv_cache *kv, struct scratch *s, const struct bench_opts *o, int64_t depth,
+                int64_t *filled, int64_t *passes_done, struct bench_run *run, struct err *e)
+{
+    int64_t n = o->n_gen, steps = n - 1, trials = o->trials;
+    assert(n >= 1 && o->n_prompt >= 1 && trials >= 1);
+    assert(depth + o->n_prompt + n - 1 <= kv->capacity);
+    memset(run, 0, sizeof *run);
+    run->depth = depth;
+    run->n_trials = trials;
+    run->n_decode = steps ? trials : 0;
+    run->n_token_ms = steps * trials;
+    run->ttft_ms = mem_new((size_t)trials, sizeof(double));
+    run->prefill_tps = mem_new((size_t)trials, sizeof(double));
+    run->decode_tps = mem_new((size_t)trials, sizeof(double));
+    run->token_ms = mem_new((size_t)(steps * trials), sizeof(double));
+    run->generated = mem_new((size_t)n, sizeof(int32_t));
+    if (depth > *filled) fill(m, kv, s, o->filler, *filled, depth);
+
+    double *at = mem_new((size_t)n, sizeof *at);
+    int32_t *ids = mem_new((size_t)n, sizeof *ids);
+    struct stopwatch w = {at};
+    int rc = 0;
+    for (int64_t pass = 0; pass < o->warmup + trials && rc == 0; pass++) {
+        kv->n = depth;
+        double t0 = clock_s();
+        model_generate(m, kv, s, o->prompt, o->n_prompt, ids, n, on_token, &w);
+        if (pass == 0) memcpy(run->generated, ids, (size_t)n * sizeof *ids);
+        else if (memcmp(run->generated, ids, (size_t)n * sizeof *ids))
+            rc = err_set(e, "backend %s: two passes gave different tokens (a deterministic one was expected)",
+                         m->be->ops->name);
+        if (pass >= o->warmup) note_trial(run, o, pass - o->warmup, t0, at);
+        ++*passes_done;
+        if (o->on_pass) o->on_pass(o->ctx, *passes_done);
+    }
+    *filled = depth; /* whatever was above is overwritten */
+    free(at);
+    free(ids);
+    if (rc) bench_run_free(run);
+    return rc;
+}
+
+void bench_run_free(struct bench_run *run)
+{
+    free(run->ttft_ms);
+    free(run->prefill_tps);
+    free(run->decode_tps);
+    free(run->token_ms);
+    free(run->generated);
+    memset(run, 0, sizeof *run);
+}
+
+json_t *bench_run_json(const struct bench_run *run)
+{
+    json_t *o = json_object();
+    json_put(o, "depth", json_integer(run->depth));
+    json_put(o, "ttft_ms", bench_summary_json(run->ttft_ms, run->n_trials));
+    json_put(o, "prefill_tps", bench_summary_json(run->prefill_tps, run->n_trials));
+    json_put(o, "decode_tps", bench_summary_json(run->decode_tps, run->n_decode));
+    json_put(o, "token_ms", bench_summary_json(run->token_ms, run->n_token_ms));
+    return o;
+}
+
+double bench_decode_bytes(const struct model *m, const struct kv_cache *kv, int64_t depth, int64_t n_prompt,
+                          int64_t n_gen)
+{
+    /* The step that makes id i+1 attends to depth + n_prompt + i tokens, i = 1 … N−1. */
+    double context = (double)(depth + n_prompt) + (double)n_gen / 2;
+    return (double)m->read_bytes + context * (double)kv->bytes / (double)kv->capacity;
+}
+
+/* ---- read bandwidth ---- */
+
+#define BUFFER ((size_t)128 << 20)
+#define ENOUGH ((size_t)64 << 20)
+
+struct regions {
+    struct region *r;
+    size_t n, bytes;
+};
+
+static void add_regions(struct regions *to, const struct checkpoint *c, const struct weight *w, const char *name)
+{
+    if (!w->mapped) return; /* repacked: its pages of the file are not resident, and must not become so */
+    size_t len = strlen(name);
+    for (size_t i = 0; i < c->n_tensors; i++) {
+        const struct tensor *t = &c->tensors[i];
+        if (strncmp(t->name, name, len) || strncmp(t->name + len, ".weight", 7)) continue;
+        to->r = mem_grow(to->r, to->n + 1, sizeof *to->r);
+        to->r[to->n++] = (struct region){t->data, t->n_bytes};
+        to->bytes += t->n_bytes;
+    }
+}
+
+double bench_read_bandwidth(const struct model *m, const struct checkpoint *c, const char **from)
+{
+    struct regions all = {0};
+    char name[LINEAR_NAME_MAX];
+    add_regions(&all, c, &m->head, m->tied ? "model.embed_tokens" : "lm_head");
+    for (int64_t l = 0; l < m->cfg.n_layers; l++)
+        for (int op = 0; op < N_OPS; op++)
+            add_regions(&all, c, &m->layers[l].w[op], linear_name(name, l, (enum op)op));
+    bool own = all.bytes >= ENOUGH;
+    *from = own ? "weights" : "buffer";
+    double v = own ? bandwidth_read(all.r, all.n, 0.5) : bandwidth_read_anonymous(BUFFER, 0.5);
+    free(all.r);
+    return v;
+}
+
+/* ---- kernels ---- */
+
+static void first_token(void *ctx, int64_t i)
+{
+    if (i == 0) kernel_timer_phase(ctx, "decode");
+}
+
+json_t *bench_kernels(struct model *m, struct kv_cache *kv, struct scratch *s, const struct bench_opts *o, int64_t depth)
+{
+    struct kernel_timer kt;
+    struct backend *inner = m->be;
+    int32_t *ids = mem_new((size_t)o->n_gen, sizeof *ids);
+    kernel_timer_open(&kt, inner);
+    m->be = &kt.be;
+    kernel_timer_phase(&kt, "fill");
+    fill(m, kv, s, o->filler, 0, depth);
+    kernel_timer_phase(&kt, "prefill");
+    model_generate(m, kv, s, o->prompt, o->n_prompt, ids, o->n_gen, first_token, &kt);
+    m->be = inner;
+    json_t *a = kernel_timer_json(&kt);
+    kernel_timer_close(&kt);
+    free(ids);
+    return a;
+}

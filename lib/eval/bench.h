@@ -1,0 +1,63 @@
+/* Speed of a model: time to first token, prefill and decode rate, at given depths of the cache. */
+#ifndef QLAB_EVAL_BENCH_H
+#define QLAB_EVAL_BENCH_H
+
+#include "model/model.h"
+
+/* Order statistics of samples: quantiles interpolate linearly (numpy's default), sd over n−1 (0 for one sample). */
+struct bench_summary {
+    int64_t n;
+    double min, p50, p90, p99, mean, sd;
+};
+void bench_summarize(const double *x, int64_t n, struct bench_summary *s);
+/* {"n", "min", "p50", "p90", "p99", "mean", "sd", "samples"}; null for n == 0. */
+json_t *bench_summary_json(const double *x, int64_t n);
+
+/* n token ids below vocab, drawn from SplitMix64 of the seed: the same ids for the same seed and vocabulary size. */
+void bench_random_tokens(int32_t *out, int64_t n, int64_t vocab, uint64_t seed);
+
+struct bench_opts {
+    const int32_t *prompt; /* n_prompt ids */
+    int64_t n_prompt, n_gen; /* both ≥ 1 */
+    const int32_t *filler; /* ids that fill the cache before the prompt; as many as the greatest depth */
+    int warmup, trials;    /* trials ≥ 1 */
+    /* one pass's end: passes done so far, of all warm-ups and trials of all depths */
+    void (*on_pass)(void *ctx, int64_t done);
+    void *ctx;
+};
+
+/* One depth. Samples of the trials, warm-ups left out:
+ *  ttft_ms[t]      prompt in → first id known on the host
+ *  prefill_tps[t]  n_prompt / TTFT
+ *  decode_tps[t]   (N−1) / (t_N − t_1)
+ *  token_ms[t·(N−1) + i]  between ids i and i+1
+ * With n_gen == 1 there is no decode: n_decode = 0 and the last two are empty. */
+struct bench_run {
+    int64_t depth, n_trials, n_token_ms, n_decode;
+    double *ttft_ms, *prefill_tps, *decode_tps, *token_ms;
+    int32_t *generated; /* (n_gen) ids, the same in every trial */
+};
+
+/* A trial: kv->n = depth, then prompt and n_gen greedy tokens by model_generate; end-of-text has no meaning here. The
+ * cache up to `depth` is filled by a real prefill first, unless it holds at least as much of the filler already (*filled
+ * tokens, updated). A trial whose ids differ from the first's is an error: a backend must be deterministic. */
+int bench_depth(const struct model *m, struct kv_cache *kv, struct scratch *s, const struct bench_opts *o, int64_t depth,
+                int64_t *filled, int64_t *passes_done, struct bench_run *run, struct err *e);
+void bench_run_free(struct bench_run *run);
+/* {"depth", "ttft_ms", "prefill_tps", "decode_tps", "token_ms"}; decode fields null with n_gen == 1. */
+json_t *bench_run_json(const struct bench_run *run);
+
+/* Bytes that decoding one token reads, averaged over the N−1 decode steps of a trial: weights, and the K and V of all
+ * tokens before it. */
+double bench_decode_bytes(const struct model *m, const struct kv_cache *kv, int64_t depth, int64_t n_prompt,
+                          int64_t n_gen);
+
+/* Bytes per second that this process reads with all its threads (eval/bandwidth.h): over the mapped weights of the model
+ * themselves (*from = "weights"), which are resident anyway, or over a 128 MiB buffer of its own ("buffer") where those
+ * are under 64 MiB, so that little memory is used for it. */
+double bench_read_bandwidth(const struct model *m, const struct checkpoint *c, const char **from);
+
+/* One pass at this depth on a timed backend (eval/kernel_timer.h), phases "fill" (if depth > 0), "prefill", "decode". */
+json_t *bench_kernels(struct model *m, struct kv_cache *kv, struct scratch *s, const struct bench_opts *o, int64_t depth);
+
+#endif

@@ -1,0 +1,33 @@
+/* A backend around a backend: every op calls the inner one and notes time, bytes and operations. Nothing in the inner
+ * backend changes, and the numbers it computes are the same. */
+#ifndef QLAB_EVAL_KERNEL_TIMER_H
+#define QLAB_EVAL_KERNEL_TIMER_H
+
+#include "backend/backend.h"
+#include "base/json.h"
+
+/* Sums of one kind of call. Bytes: what the op must read and write once (weights, activations, cache), not what a cache
+ * saves or a kernel reads twice. Operations: additions and multiplications; exp, rsqrt and divisions count as one. */
+struct kernel_row {
+    char phase[16], op[16], format[64]; /* format: of the weights, "a+b" for jobs of several; "" for other ops */
+    int64_t calls;
+    double seconds, bytes, ops;
+};
+
+struct kernel_timer {
+    struct backend be;     /* give this one to the model */
+    struct backend *inner;
+    struct kernel_row *rows;
+    size_t n;
+    char phase[16];
+};
+
+/* inner must outlive it; closing or freeing it leaves inner open. */
+void kernel_timer_open(struct kernel_timer *t, struct backend *inner);
+/* Calls from here on count under this name ("prefill", "decode"). */
+void kernel_timer_phase(struct kernel_timer *t, const char *phase);
+/* [{"phase", "op", "format"|null, "calls", "ms", "bytes", "ops", "bytes_per_s", "ops_per_s"}], dearest first. */
+json_t *kernel_timer_json(const struct kernel_timer *t);
+void kernel_timer_close(struct kernel_timer *t);
+
+#endif
