@@ -88,6 +88,8 @@ $(B)/%.o: %.c $(B)/flags.stamp | $(B)/deps-all.stamp
 # compiler rebuilds everything. Both stamps are written only when they change.
 put = @mkdir -p $(@D); { $(1); } > $@.tmp; cmp -s $@.tmp $@ && rm $@.tmp || mv $@.tmp $@
 git_version := git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown
+# Tests find the source tree by this, or by the environment.
+EXTRA_tests_lib_golden = -DQLAB_SRC='"$(CURDIR)"'
 EXTRA_lib_base_version = -DQLAB_GIT='"$(shell cat $(B)/git.stamp)"' $(if $(WITH_CUDA),-DQLAB_CUDA)
 $(B)/lib/base/version.o: $(B)/git.stamp
 $(B)/git.stamp: FORCE
