@@ -466,6 +466,17 @@ static void tear_down(struct sweep *w)
     kv_free(&w->kv, w->m);
 }
 
+int sens_model_dtype(const struct checkpoint *c, enum dtype *t, struct err *e)
+{
+    int64_t n_out, n_in;
+    char name[LINEAR_NAME_MAX];
+    struct qweight w;
+    config_op_shape(&c->config, OP_Q, &n_out, &n_in);
+    if (qweight_open(&w, c, linear_name(name, 0, OP_Q), n_out, n_in, e)) return -1;
+    *t = w.out_dtype == DT_BF16 ? DT_BF16 : DT_F16;
+    return 0;
+}
+
 int sens_run(struct model *m, const struct checkpoint *c, const int32_t *tokens, int64_t n_tokens,
              const struct sens_opts *o, struct sens_result *r, struct err *e)
 {

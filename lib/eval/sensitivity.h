@@ -57,6 +57,9 @@ struct sens_result {
 void sens_result_init(struct sens_result *r, const struct config *c, enum sens_per per);
 void sens_result_free(struct sens_result *r);
 
+/* The dtype qquant would quantize this checkpoint for: BF16 if its linears are (or dequantize to) that, else F16. */
+int sens_model_dtype(const struct checkpoint *c, enum dtype *t, struct err *e);
+
 /* The model must be the unquantized one (loaded from c); its layers are as before on return. n_tokens ≥ 2. A number
  * that is not finite is an error naming the linear. */
 int sens_run(struct model *m, const struct checkpoint *c, const int32_t *tokens, int64_t n_tokens,
