@@ -172,7 +172,7 @@ static int parse_metadata(struct reader *r, struct gguf *g, uint64_t n)
 static int find_dtype(uint32_t ggml_type, enum dtype *out)
 {
     for (int t = 0; t < DT_COUNT; t++)
-        if (dtype_traits((enum dtype)t)->ggml_type == (int)ggml_type) {
+        if (ggml_type <= INT32_MAX && dtype_traits((enum dtype)t)->ggml_type == (int)ggml_type) {
             *out = (enum dtype)t;
             return 0;
         }

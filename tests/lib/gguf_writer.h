@@ -1,0 +1,33 @@
+/* Writes GGUF v3 files for tests and for benches beside other programs. Everything is put together in memory; running
+ * out of it ends the process. */
+#ifndef TESTS_GGUF_WRITER_H
+#define TESTS_GGUF_WRITER_H
+
+#include "base/err.h"
+#include "views/tensor.h"
+
+struct gguf_writer;
+struct gguf_writer *gguf_writer_new(void);
+
+/* Metadata, in the order of the calls. Keys and values are copied. */
+void gguf_put_u32(struct gguf_writer *w, const char *key, uint32_t v);
+void gguf_put_u64(struct gguf_writer *w, const char *key, uint64_t v);
+void gguf_put_f32(struct gguf_writer *w, const char *key, float v);
+void gguf_put_f64(struct gguf_writer *w, const char *key, double v);
+void gguf_put_bool(struct gguf_writer *w, const char *key, bool v);
+void gguf_put_str(struct gguf_writer *w, const char *key, const char *v);
+void gguf_put_strs(struct gguf_writer *w, const char *key, const char *const *v, size_t n);
+void gguf_put_i32s(struct gguf_writer *w, const char *key, const int32_t *v, size_t n);
+
+/* A tensor: shape slowest first; the bytes (dtype_bytes of them) are copied. */
+void gguf_put_tensor(struct gguf_writer *w, const char *name, enum dtype dtype, int n_dims, const int64_t *shape,
+                     const void *data);
+/* The same from a Hugging Face tensor under its GGUF name, heads > 0: rows permuted as arch llama stores q and k. */
+void gguf_put_permuted(struct gguf_writer *w, const char *name, const struct tensor *hf, int64_t heads);
+
+/* The file's bytes, to be freed; ends the writer. */
+uint8_t *gguf_writer_bytes(struct gguf_writer *w, size_t *n);
+/* Into a file; ends the writer. */
+int gguf_writer_save(struct gguf_writer *w, const char *path, struct err *e);
+
+#endif
