@@ -2,7 +2,6 @@
 
 #include "base/mem.h"
 #include "base/record.h"
-#include "views/config.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -216,18 +215,11 @@ static double read_weights(const json_t *load, const char **bad)
     return num_at(r, "n_layers", bad) * hidden * (2 * q + 2 * kv + 3 * ff) + num_at(r, "vocab_size", bad) * hidden;
 }
 
-/* "model.layers.3.mlp.up_proj.weight_packed" names a part of the linear "model.layers.3.mlp.up_proj". */
+/* "model.layers.3.mlp.up_proj.weight_packed" is a part of a decoder linear. */
 static bool is_linear(const char *name)
 {
-    char buf[LINEAR_NAME_MAX];
     const char *p = strstr(name, "_proj.");
-    size_t n = p ? (size_t)(p - name) + 5 : 0;
-    if (!p || n >= sizeof buf || strncmp(p, "_proj.bias", 10) == 0) return false;
-    memcpy(buf, name, n);
-    buf[n] = 0;
-    int64_t layer;
-    enum op op;
-    return linear_parse(buf, &layer, &op);
+    return p && !strncmp(name, "model.layers.", 13) && strncmp(p, "_proj.bias", 10);
 }
 
 static void classes(struct row *r, const char **bad)
