@@ -1,0 +1,298 @@
+#include "quantize/method.h"
+
+#include "base/mem.h"
+#include "base/par.h"
+#include "quantize/choose.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct method table[] = {
+    {"rtn", CALIB_NONE, rtn_run},
+    {"mse", CALIB_NONE, mse_run},
+};
+
+const struct method *method_table(size_t *n)
+{
+    *n = sizeof table / sizeof *table;
+    return table;
+}
+
+const struct method *method_find(const char *name)
+{
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++)
+        if (!strcmp(table[i].name, name)) return &table[i];
+    return NULL;
+}
+
+/* ---- the driver of group-wise methods ---- */
+
+struct driver {
+    const struct chooser *c;
+    const struct quant_job *job;
+    struct qbuffer *dst;
+    int64_t grain;  /* rows that touch no other rows' bytes */
+    float *absmax;  /* CODE_BOOK: f32 (blocks) */
+    bool recode;    /* CODE_BOOK second pass: absmax is given */
+    struct {
+        int64_t row; /* first bad row a thread met, or -1 */
+        int64_t col;
+        float value;
+        bool scale;
+        char pad[40];
+    } *bad; /* by thread */
+};
+
+/* Rows of the source, rounded to the dtype the codes are made from; false at a value that is not finite. */
+static bool source_rows(struct driver *d, int64_t r, int64_t n, float *x, int thread)
+{
+    const struct qweight *src = d->job->src;
+    const struct format *f = d->job->fmt;
+    enum dtype t = f->kind == CODE_FLOAT ? f->dtype : f->kind == CODE_STRIDED ? DT_F16 : d->job->model_dtype;
+    qweight_rows_f32(src, r, n, x);
+    int64_t count = n * src->n_in;
+    uint32_t wrong = 0; /* all exponent bits set: NaN or Inf, also one that rounding made (65520 and more in f16) */
+    for (int64_t i = 0; i < count; i++) wrong |= (f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+    for (int64_t i = 0; i < count; i++) wrong |= (f32_bits(round_to_dtype(t, x[i])) & 0x7f800000u) == 0x7f800000u;
+    for (int64_t i = 0; wrong && i < count; i++) {
+        if (isfinite(x[i]) && isfinite(round_to_dtype(t, x[i]))) continue;
+        d->bad[thread].row = r + i / src->n_in;
+        d->bad[thread].col = i % src->n_in;
+        d->bad[thread].value = x[i];
+        return false;
+    }
+    if (t == DT_F16)
+        for (int64_t i = 0; i < count; i++) x[i] = round_f16(x[i]);
+    else if (t == DT_BF16)
+        for (int64_t i = 0; i < count; i++) x[i] = round_bf16(x[i]);
+    return true;
+}
+
+static bool scale_ok(struct driver *d, int64_t r, float s, int thread)
+{
+    if (isfinite(s)) return true;
+    d->bad[thread].row = r;
+    d->bad[thread].scale = true;
+    return false;
+}
+
+static void put_half(void *p, int64_t i, enum dtype t, float v)
+{
+    ((uint16_t *)p)[i] = t == DT_BF16 ? f32_to_bf16(v) : f32_to_f16(v);
+}
+
+static bool int_row(struct driver *d, int64_t r, const float *x, int8_t *q, int thread)
+{
+    const struct format *f = d->job->fmt;
+    int64_t n_in = d->job->src->n_in, groups = format_groups(f, n_in), size = f->group ? f->group : n_in;
+    int bits = f->bits, per = 32 / bits, off = 1 << (bits - 1), z;
+    float s;
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t k = g * size, n = n_in - k < size ? n_in - k : size;
+        d->c->int_group(f, d->job->model_dtype, x + k, n, q + k, &z, &s);
+        if (!scale_ok(d, r, s, thread)) return false;
+        put_half(d->dst->scale, r * groups + g, d->job->model_dtype, s);
+        if (!f->symmetric) ((uint32_t *)d->dst->zero)[r / per * groups + g] |= (uint32_t)(z + off) << bits * (r % per);
+    }
+    uint32_t *words = (uint32_t *)d->dst->codes + r * format_words(f, n_in);
+    for (int64_t k = 0; k < n_in; k += per) {
+        uint32_t w = 0;
+        int m = n_in - k < per ? (int)(n_in - k) : per;
+        for (int i = 0; i < m; i++) w |= (uint32_t)(q[k + i] + off) << bits * i;
+        words[k / per] = w;
+    }
+    return true;
+}
+
+static bool strided_row(struct driver *d, int64_t r, const float *x, float *group, int8_t *q, int thread)
+{
+    const struct format *f = d->job->fmt;
+    int64_t n_in = d->job->src->n_in;
+    uint8_t *codes = (uint8_t *)d->dst->codes + r * ((n_in + 1) / 2);
+    for (int64_t g = 0; g < f->group; g++) {
+        int64_t n = 0;
+        for (int64_t k = g; k < n_in; k += f->group) group[n++] = x[k];
+        int z;
+        float s;
+        d->c->strided_group(f, DT_F16, group, n, q, &z, &s);
+        if (!scale_ok(d, r, s, thread)) return false;
+        put_half(d->dst->scale, r * f->group + g, DT_F16, s);
+        put_half(d->dst->zero, r * f->group + g, DT_F16, (float)z);
+        for (int64_t k = g, i = 0; k < n_in; k += f->group, i++) codes[k / 2] |= (uint8_t)(q[i] << (k % 2 ? 0 : 4));
+    }
+    return true;
+}
+
+/* Rows r … r+n−1, whose first element starts a block. */
+static void book_rows(struct driver *d, int64_t r, int64_t n, const float *x, uint8_t *q)
+{
+    const struct format *f = d->job->fmt;
+    int64_t n_in = d->job->src->n_in, first = r * n_in, count = n * n_in;
+    bool last = r + n == d->job->src->n_out;
+    struct book_order o = book_order(f->book);
+    for (int64_t i = 0; i < count; i += f->group) {
+        int64_t m = count - i < f->group ? count - i : f->group, block = (first + i) / f->group;
+        if (!d->recode) {
+            d->c->book_block(f, x + i, m, last && m < f->group, q + i, &d->absmax[block]);
+            continue;
+        }
+        float a = d->absmax[block], y[64];
+        for (int64_t b = 0; b < m; b += 64) {
+            int64_t k = m - b < 64 ? m - b : 64;
+            for (int64_t j = 0; j < k; j++) y[j] = a != 0 ? x[i + b + j] / a : 0;
+            book_codes(&o, y, k, q + i + b);
+        }
+    }
+    uint8_t *codes = (uint8_t *)d->dst->codes + first / 2;
+    for (int64_t i = 0; i < count; i += 2) codes[i / 2] = (uint8_t)(q[i] << 4 | (i + 1 < count ? q[i + 1] : 0));
+}
+
+static void some_rows(void *ctx, int64_t begin, int64_t end, int thread)
+{
+    struct driver *d = ctx;
+    const struct format *f = d->job->fmt;
+    int64_t n_in = d->job->src->n_in;
+    float *x = mem_array((size_t)(d->grain * n_in), sizeof *x), *group = mem_array((size_t)n_in, sizeof *group);
+    uint8_t *q = mem_array((size_t)(d->grain * n_in), 1);
+    for (int64_t r = begin; r < end; r += d->grain) {
+        int64_t n = end - r < d->grain ? end - r : d->grain;
+        bool ok = source_rows(d, r, n, x, thread);
+        if (ok && f->kind == CODE_BOOK) book_rows(d, r, n, x, q);
+        if (ok && f->kind == CODE_FLOAT)
+            dtype_from_f32(f->dtype, x, (uint8_t *)d->dst->codes + (size_t)r * dtype_bytes(f->dtype, n_in), n * n_in);
+        for (int64_t i = 0; ok && i < n; i++) {
+            if (f->kind == CODE_INT) ok = int_row(d, r + i, x + i * n_in, (int8_t *)q, thread);
+            if (f->kind == CODE_STRIDED) ok = strided_row(d, r + i, x + i * n_in, group, (int8_t *)q, thread);
+        }
+        if (!ok) break;
+    }
+    free(x);
+    free(group);
+    free(q);
+}
+
+static int64_t gcd(int64_t a, int64_t b)
+{
+    while (b) {
+        int64_t t = a % b;
+        a = b;
+        b = t;
+    }
+    return a;
+}
+
+static int check_bad(const struct driver *d, struct err *e)
+{
+    int first = -1;
+    for (int t = 0; t < par_threads(); t++)
+        if (d->bad[t].row >= 0 && (first < 0 || d->bad[t].row < d->bad[first].row)) first = t;
+    if (first < 0) return 0;
+    long long row = d->bad[first].row, col = d->bad[first].col;
+    float v = d->bad[first].value;
+    if (d->bad[first].scale)
+        return err_set(e, "tensor %s: row %lld is too large for a scale in its dtype", d->job->name, row);
+    if (isfinite(v))
+        return err_set(e, "tensor %s: %g at row %lld, column %lld does not fit its dtype", d->job->name, (double)v, row, col);
+    return err_set(e, "tensor %s: %s at row %lld, column %lld (finite weights were expected)", d->job->name,
+                   isnan(v) ? "NaN" : "Inf", row, col);
+}
+
+int choose_run(const struct chooser *c, const struct quant_job *job, struct qbuffer *dst, struct err *e)
+{
+    struct driver d = {.c = c, .job = job, .dst = dst, .grain = 8};
+    const struct format *f = job->fmt;
+    int64_t n_out = job->src->n_out, blocks = 0;
+    if (f->kind == CODE_BOOK) {
+        d.grain = f->group / gcd(job->src->n_in, f->group);
+        blocks = format_blocks(f, n_out, job->src->n_in);
+        d.absmax = f->double_quant ? mem_array((size_t)blocks, sizeof *d.absmax) : dst->absmax;
+    }
+    d.bad = mem_new((size_t)par_threads(), sizeof *d.bad);
+    for (int t = 0; t < par_threads(); t++) d.bad[t].row = -1;
+    par_for(n_out, d.grain, some_rows, &d);
+    int rc = check_bad(&d, e);
+    if (rc == 0 && f->double_quant) {
+        nested_quantize(d.absmax, blocks, dst->absmax, dst->nested_absmax, dst->nested_map, &dst->w.nested_offset);
+        d.recode = c->recode;
+        if (d.recode) par_for(n_out, d.grain, some_rows, &d);
+    }
+    if (f->double_quant) free(d.absmax);
+    free(d.bad);
+    return rc;
+}
+
+/* ---- damage ---- */
+
+struct sums {
+    double xx, yy, xy, dd, max;
+};
+
+struct measure {
+    const struct qweight *a, *b;
+    struct sums *part; /* by chunk of rows: the total does not depend on the threads */
+};
+#define CHUNK 16
+
+static void measure_rows(void *ctx, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    struct measure *m = ctx;
+    int64_t n_in = m->a->n_in;
+    float *x = mem_array((size_t)n_in * 2, sizeof *x), *y = x + n_in;
+    for (int64_t r = begin; r < end; r++) {
+        struct sums lane[4] = {{0}}, *s = &m->part[r / CHUNK];
+        qweight_rows_f32(m->a, r, 1, x);
+        qweight_rows_f32(m->b, r, 1, y);
+        int64_t i = 0;
+        for (; i + 4 <= n_in; i += 4)
+            for (int k = 0; k < 4; k++) {
+                double a = x[i + k], b = y[i + k], d = a - b;
+                lane[k].xx += a * a, lane[k].yy += b * b, lane[k].xy += a * b, lane[k].dd += d * d;
+                lane[k].max = fabs(d) > lane[k].max ? fabs(d) : lane[k].max;
+            }
+        for (; i < n_in; i++) {
+            double a = x[i], b = y[i], d = a - b;
+            lane[0].xx += a * a, lane[0].yy += b * b, lane[0].xy += a * b, lane[0].dd += d * d;
+            lane[0].max = fabs(d) > lane[0].max ? fabs(d) : lane[0].max;
+        }
+        for (int k = 0; k < 4; k++) {
+            s->xx += lane[k].xx, s->yy += lane[k].yy, s->xy += lane[k].xy, s->dd += lane[k].dd;
+            s->max = lane[k].max > s->max ? lane[k].max : s->max;
+        }
+    }
+    free(x);
+}
+
+static struct quant_stats measure(const struct qweight *a, const struct qweight *b)
+{
+    int64_t chunks = (a->n_out + CHUNK - 1) / CHUNK;
+    struct measure m = {a, b, mem_new((size_t)chunks, sizeof *m.part)};
+    par_for(a->n_out, CHUNK, measure_rows, &m);
+    struct sums t = {0};
+    for (int64_t i = 0; i < chunks; i++) {
+        t.xx += m.part[i].xx, t.yy += m.part[i].yy, t.xy += m.part[i].xy, t.dd += m.part[i].dd;
+        t.max = m.part[i].max > t.max ? m.part[i].max : t.max;
+    }
+    free(m.part);
+    struct quant_stats s = {
+        .nmse = t.dd == 0 ? 0 : t.dd / t.xx,
+        .sqnr_db = 10 * log10(t.xx / t.dd),
+        .cosine = t.dd == 0 ? 1 : t.xy / sqrt(t.xx * t.yy),
+        .max_abs_err = t.max,
+        .mse = t.dd / ((double)a->n_out * (double)a->n_in),
+    };
+    return s;
+}
+
+int method_quantize(const struct method *m, const struct quant_job *job, struct qbuffer *dst, struct quant_stats *stats,
+                    struct err *e)
+{
+    qbuffer_alloc(dst, job->fmt, job->src->n_out, job->src->n_in, job->model_dtype);
+    if (m->run(job, dst, e)) {
+        qbuffer_free(dst);
+        return -1;
+    }
+    if (stats) *stats = measure(job->src, &dst->w);
+    return 0;
+}
