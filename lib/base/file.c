@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -48,6 +49,46 @@ void file_remove_unfinished(void)
 
 /* ---- reading ---- */
 
+/* All maps that are open, so that file_map_drop touches nothing else: the same call on ordinary memory would empty it. */
+static pthread_mutex_t maps_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct {
+    uintptr_t begin, end;
+} *maps;
+static size_t n_maps;
+
+static void maps_add(const void *p, size_t n)
+{
+    pthread_mutex_lock(&maps_lock);
+    maps = mem_grow(maps, n_maps + 1, sizeof *maps);
+    maps[n_maps].begin = (uintptr_t)p;
+    maps[n_maps++].end = (uintptr_t)p + n;
+    pthread_mutex_unlock(&maps_lock);
+}
+
+static void maps_del(const void *p)
+{
+    pthread_mutex_lock(&maps_lock);
+    for (size_t i = 0; i < n_maps; i++)
+        if (maps[i].begin == (uintptr_t)p) {
+            maps[i] = maps[--n_maps];
+            break;
+        }
+    if (!n_maps) {
+        free(maps);
+        maps = NULL;
+    }
+    pthread_mutex_unlock(&maps_lock);
+}
+
+static bool is_mapped(uintptr_t a, uintptr_t b)
+{
+    bool in = false;
+    pthread_mutex_lock(&maps_lock);
+    for (size_t i = 0; i < n_maps; i++) in |= a >= maps[i].begin && b <= maps[i].end;
+    pthread_mutex_unlock(&maps_lock);
+    return in;
+}
+
 int file_map_open(struct file_map *m, const char *path, struct err *e)
 {
     memset(m, 0, sizeof *m);
@@ -73,6 +114,7 @@ int file_map_open(struct file_map *m, const char *path, struct err *e)
             return -1;
         }
         m->data = p;
+        maps_add(p, m->size);
     }
     close(fd);
     m->path = mem_strdup(path);
@@ -81,7 +123,10 @@ int file_map_open(struct file_map *m, const char *path, struct err *e)
 
 void file_map_close(struct file_map *m)
 {
-    if (m->data) munmap((void *)(uintptr_t)m->data, m->size);
+    if (m->data) {
+        maps_del(m->data);
+        munmap((void *)(uintptr_t)m->data, m->size);
+    }
     free(m->path);
     memset(m, 0, sizeof *m);
 }
@@ -90,7 +135,7 @@ void file_map_drop(const void *p, size_t n)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     uintptr_t a = ((uintptr_t)p + page - 1) / page * page, b = ((uintptr_t)p + n) / page * page;
-    if (a < b) madvise((void *)a, b - a, MADV_DONTNEED);
+    if (a < b && is_mapped(a, b)) madvise((void *)a, b - a, MADV_DONTNEED);
 }
 
 int file_read(const char *path, size_t max, char **buf, size_t *n, struct err *e)

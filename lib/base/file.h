@@ -19,7 +19,8 @@ struct file_map {
 };
 int file_map_open(struct file_map *m, const char *path, struct err *e);
 void file_map_close(struct file_map *m);
-/* Tell the kernel that these mapped bytes will not be needed again: their pages leave the resident set. */
+/* Tell the kernel that these mapped bytes will not be needed again: their pages leave the resident set. Bytes outside
+ * every open map (copies, buffers) are left alone. */
 void file_map_drop(const void *p, size_t n);
 
 /* Read a whole file of at most max bytes into a new NUL-terminated buffer (free it); *n without the NUL. */
