@@ -25,8 +25,9 @@ struct recipe {
     size_t n;
 };
 
-/* From `-f NAME` / a recipe name of the contract ("int4-g64+head=int8-row+embed=int8-row+mse") or a recipe's JSON.
- * embed, head: the options (NULL: not given), stronger than rules. tied: the model's head is its embedding. */
+/* From a recipe's JSON: also "method" (the default one; `method`, when given, is stronger), "name" and "comment" may
+ * stand in it; without "default" the linears no rule matches stay as they are. embed, head: the options (NULL: not
+ * given), stronger than rules. */
 int recipe_resolve(struct recipe *r, const json_t *recipe, const char *method, const char *embed, const char *head,
                    const struct config *cfg, struct err *e);
 /* A recipe name (format with optional +head=, +embed=, +mse) as recipe JSON; options are put into *embed, *head,
