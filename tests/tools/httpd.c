@@ -28,7 +28,7 @@
 #include <unistd.h>
 
 struct fault {
-    char suffix[128], action[32], arg[256];
+    const char *suffix, *action, *arg;
     long times; /* left; −1: always */
 } faults[32];
 static int n_faults;
@@ -43,12 +43,11 @@ static void fail(const char *what)
     exit(1);
 }
 
-static void parse_fault(const char *s)
+static void parse_fault(char *spec) /* cut up in place */
 {
     struct fault *f = &faults[n_faults];
-    char spec[512], *action, *arg, *times;
-    snprintf(spec, sizeof spec, "%s", s);
-    if (n_faults == 32 || !(action = strchr(spec, ' '))) fail("bad FAULT");
+    char *action = strchr(spec, ' '), *arg, *times;
+    if (n_faults == 32 || !action) fail("bad FAULT");
     *action++ = 0;
     f->times = -1;
     if ((times = strrchr(action, '*'))) {
@@ -56,9 +55,9 @@ static void parse_fault(const char *s)
         f->times = strtol(times, NULL, 10);
     }
     if ((arg = strchr(action, '='))) *arg++ = 0;
-    snprintf(f->suffix, sizeof f->suffix, "%s", spec);
-    snprintf(f->action, sizeof f->action, "%s", action);
-    snprintf(f->arg, sizeof f->arg, "%s", arg ? arg : "");
+    f->suffix = spec;
+    f->action = action;
+    f->arg = arg ? arg : "";
     n_faults++;
 }
 
