@@ -125,10 +125,21 @@ static int take(struct sens_partial *p, const char *mode, struct err *e)
     return -1;
 }
 
+/* Whether a file can be made there: it is only made after the first unit's work. */
+static int check_folder(const char *path, struct err *e)
+{
+    char *dir = mem_strdup(path), *slash = strrchr(dir, '/');
+    if (slash) slash[slash == dir] = 0;
+    int rc = access(slash ? dir : ".", W_OK | X_OK);
+    if (rc) err_sys(e, "%s", path);
+    free(dir);
+    return rc ? -1 : 0;
+}
+
 int sens_partial_open(struct sens_partial *p, const char *path, json_t *fingerprint, struct sens_result *r, struct err *e)
 {
     *p = (struct sens_partial){.path = mem_strdup(path), .fingerprint = fingerprint};
-    if (!path_exists(path)) return 0;
+    if (!path_exists(path)) return check_folder(path, e);
     if (path_is_dir(path)) return err_set(e, "%s: is a folder (a file was expected)", path);
     char *text;
     size_t n, good = 0;
