@@ -1,22 +1,19 @@
 #include "model/model.h"
 
 #include "base/mem.h"
+#include "model/plan.h"
 
 #include <string.h>
 
-/* The exact path keeps K and V as computed; the fast ones store halves, as servers do. */
-static enum dtype kv_dtype(const struct model *m) { return m->be->compute == COMPUTE_F32 ? DT_F32 : DT_F16; }
-
 int64_t kv_bytes(const struct model *m, int64_t capacity)
 {
-    const struct config *c = &m->cfg;
-    return 2 * c->n_layers * capacity * c->n_kv_heads * c->head_dim * (int64_t)dtype_bytes(kv_dtype(m), 1);
+    return plan_kv_bytes(&m->cfg, m->be->compute, capacity);
 }
 
 int kv_alloc(struct kv_cache *kv, const struct model *m, int64_t capacity, struct err *e)
 {
     memset(kv, 0, sizeof *kv);
-    kv->dtype = kv_dtype(m);
+    kv->dtype = plan_kv_dtype(m->be->compute);
     kv->n_layers = m->cfg.n_layers;
     kv->capacity = capacity;
     kv->n_kv_heads = m->cfg.n_kv_heads;
