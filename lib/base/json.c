@@ -7,10 +7,42 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define PARSE_FLAGS (JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL)
+
+/* jansson refuses integers beyond 64 bits, which other writers do produce (Hugging Face's model_max_length of 1e30 in
+ * digits): the same text with "e0" behind each of them, so that they are read as reals. */
+static json_t *parse_big_integers(const char *text, size_t n, json_error_t *je)
+{
+    char *out = mem_new(n / 9 + n + 1, 1); /* 2 bytes more for 19 */
+    size_t k = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < n;) {
+        size_t d = 0;
+        if (!in_string)
+            while (i + d < n && text[i + d] >= '0' && text[i + d] <= '9') d++;
+        if (d) {
+            bool fraction = i > 0 && (text[i - 1] == '.' || text[i - 1] == '+' || text[i - 1] == 'e' || text[i - 1] == 'E');
+            char next = i + d < n ? text[i + d] : 0;
+            memcpy(out + k, text + i, d);
+            k += d;
+            i += d;
+            if (d >= 19 && !fraction && next != '.' && next != 'e' && next != 'E') out[k++] = 'e', out[k++] = '0';
+            continue;
+        }
+        if (in_string && text[i] == '\\' && i + 1 < n) out[k++] = text[i++];
+        else if (text[i] == '"') in_string = !in_string;
+        out[k++] = text[i++];
+    }
+    json_t *v = json_loadb(out, k, PARSE_FLAGS, je);
+    free(out);
+    return v;
+}
+
 json_t *json_parse(const char *where, const char *text, size_t n, struct err *e)
 {
     json_error_t je;
-    json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL, &je);
+    json_t *v = json_loadb(text, n, PARSE_FLAGS, &je);
+    if (!v && json_error_code(&je) == json_error_numeric_overflow) v = parse_big_integers(text, n, &je);
     if (!v) err_set(e, "%s: not valid JSON: %s (line %d)", where, je.text, je.line);
     return v;
 }

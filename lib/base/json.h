@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Parse n bytes / a file (at most max bytes); the error names `where` (the path) and the line. Duplicate keys are
- * refused. The caller owns the result. */
+ * refused; integers beyond 64 bits become reals. The caller owns the result. */
 json_t *json_parse(const char *where, const char *text, size_t n, struct err *e);
 json_t *json_read(const char *path, size_t max, struct err *e);
 
