@@ -156,6 +156,10 @@ static void set_opt(const struct opt *o, const char *text)
     }
 }
 
+static char **as_given;
+
+char **args_as_given(void) { return as_given; }
+
 /* Getopt's tables for both option tables; the index in `all` is the long option's value + 256. */
 #define MAX_OPTS 64
 char **args_parse(struct tool *t, int argc, char **argv, int *n)
@@ -165,6 +169,8 @@ char **args_parse(struct tool *t, int argc, char **argv, int *n)
     t->common.device = "cpu";
     t->common.compute = t->compute_dflt ? t->compute_dflt : "f32";
     msg_init(t->name);
+    as_given = mem_new((size_t)argc + 1, sizeof *as_given);
+    memcpy(as_given, argv, (size_t)argc * sizeof *argv); /* getopt moves operands to the end */
     struct opt *common = common_table(t), *all[MAX_OPTS];
     struct option longs[MAX_OPTS + 3];
     char letters[2 * MAX_OPTS + 2];

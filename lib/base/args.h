@@ -54,6 +54,8 @@ struct tool {
  * array inside argv, their number in *n. Also sets threads (par) and quiet (msg). Options may stand anywhere; "--" ends
  * them. */
 char **args_parse(struct tool *t, int argc, char **argv, int *n);
+/* argv as it was given, before args_parse moved operands; NULL before it. */
+char **args_as_given(void);
 /* Every option in force, as the record's params: {"name": value, …} with dashes turned into underscores. */
 json_t *args_params(const struct tool *t);
 

@@ -33,6 +33,7 @@ void record_begin(struct record *r, const struct tool *t, int argc, char **argv)
     json_put(r->root, "results_version", json_integer(t->results_version));
     json_put(r->root, "git", json_string(version_git()));
     json_t *a = json_array();
+    if (args_as_given()) argv = args_as_given();
     for (int i = 0; i < argc; i++) json_array_append_new(a, any_string(argv[i]));
     json_put(r->root, "argv", a);
     json_put(r->root, "host", host_json());
