@@ -4,6 +4,7 @@
 #include "base/mem.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -95,4 +96,87 @@ int bnb_open(struct qweight *w, const struct checkpoint *c, const char *name, bo
     if (find(c, name, ".SCB") || t->dtype == DT_I8)
         return err_set(e, "%s: tensor %s: bitsandbytes 8-bit weights are not supported (4-bit are)", c->path, t->name);
     return bnb_parts_open(w, c, name, e);
+}
+
+/* ---- writing ---- */
+
+static const char *dtype_word(enum dtype t) { return t == DT_F16 ? "float16" : t == DT_BF16 ? "bfloat16" : "float32"; }
+
+/* QuantState.as_dict's JSON, with json.dumps' spacing. The offset is written with all its digits in a fixed width, so that
+ * the length is known before the weights are read. */
+static size_t state_json(char buf[512], const struct format *f, enum dtype dtype, int64_t n_out, int64_t n_in,
+                         float offset)
+{
+    int n = snprintf(buf, 512, "{\"quant_type\": \"%s\", \"blocksize\": %lld, \"dtype\": \"%s\", \"shape\": [%lld, %lld]",
+                     f->book == format_book(true) ? "nf4" : "fp4", (long long)f->group, dtype_word(dtype),
+                     (long long)n_out, (long long)n_in);
+    if (f->double_quant)
+        n += snprintf(buf + n, 512 - (size_t)n,
+                      ", \"nested_blocksize\": 256, \"nested_dtype\": \"float32\", \"nested_offset\": %.16e",
+                      (double)offset);
+    n += snprintf(buf + n, 512 - (size_t)n, "}");
+    return (size_t)n;
+}
+
+size_t bnb_declare(struct tensor *parts, const char *name, const struct format *f, int64_t n_out, int64_t n_in,
+                   enum dtype model_dtype)
+{
+    char buf[512];
+    int64_t blocks = format_blocks(f, n_out, n_in);
+    size_t n = 0;
+    part_declare(&parts[n++], name, ".weight", DT_U8, 2, (n_out * n_in + 1) / 2, 1);
+    part_declare(&parts[n++], name, ".weight.absmax", f->double_quant ? DT_U8 : DT_F32, 1, blocks, 0);
+    part_declare(&parts[n++], name, ".weight.quant_map", DT_F32, 1, 16, 0);
+    if (f->double_quant) {
+        part_declare(&parts[n++], name, ".weight.nested_absmax", DT_F32, 1, (blocks + 255) / 256, 0);
+        part_declare(&parts[n++], name, ".weight.nested_quant_map", DT_F32, 1, 256, 0);
+    }
+    part_declare(&parts[n++], name, f->book == format_book(true) ? ".weight.quant_state.bitsandbytes__nf4"
+                                                                 : ".weight.quant_state.bitsandbytes__fp4",
+                 DT_U8, 1, (int64_t)state_json(buf, f, model_dtype, n_out, n_in, 0), 0);
+    return n;
+}
+
+int bnb_append(struct st_writer *w, const struct qbuffer *b, struct err *e)
+{
+    const struct qweight *q = &b->w;
+    const struct format *f = &q->fmt;
+    char buf[512];
+    size_t blocks = (size_t)format_blocks(f, q->n_out, q->n_in);
+    if (st_writer_append(w, b->codes, (size_t)((q->n_out * q->n_in + 1) / 2), e) ||
+        st_writer_append(w, b->absmax, blocks * (f->double_quant ? 1 : 4), e) ||
+        st_writer_append(w, f->book, 16 * sizeof *f->book, e))
+        return -1;
+    if (f->double_quant && (st_writer_append(w, b->nested_absmax, 4 * ((blocks + 255) / 256), e) ||
+                            st_writer_append(w, b->nested_map, 256 * sizeof *b->nested_map, e)))
+        return -1;
+    return st_writer_append(w, buf, state_json(buf, f, q->out_dtype, q->n_out, q->n_in, q->nested_offset), e);
+}
+
+/* As BitsAndBytesConfig.to_dict writes it. */
+json_t *bnb_config(const struct recipe *r, enum dtype model_dtype)
+{
+    const struct format *first = NULL;
+    bool nested = false, plain = false;
+    json_t *skip = json_array();
+    for (size_t i = 0; i < r->n; i++) {
+        const struct recipe_entry *it = &r->entries[i];
+        if (entry_packed(it)) {
+            if (!first) first = it->fmt;
+            nested |= it->fmt->double_quant;
+        } else if (!entry_is_embed(it)) {
+            plain |= !entry_is_head(it); /* the head alone is skipped by default */
+            json_array_append_new(skip, json_string(it->name));
+        }
+    }
+    if (!plain) {
+        json_decref(skip);
+        skip = json_null();
+    }
+    return json_pack("{s:s,s:b,s:b,s:b,s:b,s:s,s:b,s:s,s:s,s:b,s:b,s:o,s:f}", "quant_method", "bitsandbytes",
+                     "_load_in_4bit", 1, "_load_in_8bit", 0, "load_in_4bit", 1, "load_in_8bit", 0, "bnb_4bit_quant_type",
+                     first->book == format_book(true) ? "nf4" : "fp4", "bnb_4bit_use_double_quant", nested,
+                     "bnb_4bit_compute_dtype", dtype_word(model_dtype), "bnb_4bit_quant_storage", "uint8",
+                     "llm_int8_enable_fp32_cpu_offload", 0, "llm_int8_has_fp16_weight", 0, "llm_int8_skip_modules", skip,
+                     "llm_int8_threshold", 6.0);
 }

@@ -233,3 +233,75 @@ int ct_open(struct qweight *w, const struct checkpoint *c, const char *name, boo
         return err_prefix(e, "%s: quantization_config group \"%s\" (for %s)", c->path, key, name);
     return ct_parts_open(w, c, name, e);
 }
+
+/* ---- writing ---- */
+
+size_t ct_declare(struct tensor *parts, const char *name, const struct format *f, int64_t n_out, int64_t n_in,
+                  enum dtype model_dtype)
+{
+    int64_t groups = format_groups(f, n_in);
+    part_declare(&parts[0], name, ".weight_packed", DT_I32, 2, n_out, format_words(f, n_in));
+    part_declare(&parts[1], name, ".weight_scale", model_dtype, 2, n_out, groups);
+    part_declare(&parts[2], name, ".weight_shape", DT_I64, 1, 2, 0);
+    if (f->symmetric) return 3;
+    part_declare(&parts[3], name, ".weight_zero_point", DT_I32, 2, format_words(f, n_out), groups);
+    return 4;
+}
+
+int ct_append(struct st_writer *w, const struct qbuffer *b, struct err *e)
+{
+    const struct qweight *q = &b->w;
+    int64_t groups = format_groups(&q->fmt, q->n_in), shape[2] = {q->n_out, q->n_in};
+    if (st_writer_append(w, b->codes, 4 * (size_t)(q->n_out * format_words(&q->fmt, q->n_in)), e) ||
+        st_writer_append(w, b->scale, dtype_bytes(q->scale_dtype, q->n_out * groups), e) ||
+        st_writer_append(w, shape, sizeof shape, e))
+        return -1;
+    if (q->fmt.symmetric) return 0;
+    return st_writer_append(w, b->zero, 4 * (size_t)(format_words(&q->fmt, q->n_out) * groups), e);
+}
+
+static json_t *group_json(const struct format *f, json_t *targets)
+{
+    return json_pack("{s:o,s:n,s:n,s:s,s:{s:i,s:s,s:b,s:s,s:o,s:b,s:n,s:n,s:s,s:{}}}", "targets", targets,
+                     "input_activations", "output_activations", "format", "pack-quantized", "weights", "num_bits", f->bits,
+                     "type", "int", "symmetric", f->symmetric, "strategy", f->group ? "group" : "channel", "group_size",
+                     f->group ? json_integer(f->group) : json_null(), "dynamic", 0, "actorder", "block_structure",
+                     "observer", "minmax", "observer_kwargs");
+}
+
+/* One scheme: every Linear but those in `ignore`. Several: exact names, so that transformers (exact names, then regexes
+ * by alphabet) and vLLM (first match in file order) choose alike; what has no group is in `ignore`. */
+json_t *ct_config(const struct recipe *r)
+{
+    const struct format *schemes[64];
+    size_t n = 0;
+    bool linears = false;
+    for (size_t i = 0; i < r->n; i++) {
+        const struct recipe_entry *it = &r->entries[i];
+        size_t k = 0;
+        if (!entry_packed(it)) continue;
+        linears |= !entry_is_embed(it);
+        while (k < n && !format_same(schemes[k], it->fmt)) k++;
+        if (k == n && n < sizeof schemes / sizeof *schemes) schemes[n++] = it->fmt;
+    }
+    json_t *groups = json_object(), *ignore = json_array();
+    for (size_t k = 0; k < n; k++) {
+        json_t *targets = json_array();
+        char key[32];
+        if (n == 1 && linears) json_array_append_new(targets, json_string("Linear"));
+        for (size_t i = 0; i < r->n; i++) {
+            const struct recipe_entry *it = &r->entries[i];
+            if (entry_packed(it) && format_same(schemes[k], it->fmt) && (n > 1 || entry_is_embed(it)))
+                json_array_append_new(targets, json_string(it->name));
+        }
+        snprintf(key, sizeof key, "group_%zu", k);
+        json_put(groups, key, group_json(schemes[k], targets));
+    }
+    for (size_t i = 0; i < r->n; i++)
+        if (!entry_packed(&r->entries[i]) && !entry_is_embed(&r->entries[i]))
+            json_array_append_new(ignore, json_string(r->entries[i].name));
+    return json_pack("{s:s,s:s,s:s,s:s,s:o,s:o,s:n,s:n,s:{},s:{}}", "quant_method", "compressed-tensors", "format",
+                     "pack-quantized", "quantization_status", "compressed", "version", "0.20.0", "config_groups", groups,
+                     "ignore", ignore, "kv_cache_scheme", "global_compression_ratio", "sparsity_config",
+                     "transform_config");
+}

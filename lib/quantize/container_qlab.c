@@ -44,3 +44,34 @@ int qlab_open(struct qweight *w, const struct checkpoint *c, const char *name, b
         return err_set(e, "%s: %s is stored in another format than quantization_config says (%s)", c->path, name, format);
     return 0;
 }
+
+/* ---- writing ---- */
+
+size_t strided_declare(struct tensor *parts, const char *name, const struct format *f, int64_t n_out, int64_t n_in)
+{
+    part_declare(&parts[0], name, ".weight_packed", DT_U8, 2, n_out, (n_in + 1) / 2);
+    part_declare(&parts[1], name, ".weight_scale", DT_F16, 2, n_out, f->group);
+    part_declare(&parts[2], name, ".weight_zero_point", DT_F16, 2, n_out, f->group);
+    return 3;
+}
+
+int strided_append(struct st_writer *w, const struct qbuffer *b, struct err *e)
+{
+    const struct qweight *q = &b->w;
+    size_t groups = 2 * (size_t)(q->n_out * q->fmt.group);
+    return st_writer_append(w, b->codes, (size_t)(q->n_out * ((q->n_in + 1) / 2)), e) ||
+                   st_writer_append(w, b->scale, groups, e) || st_writer_append(w, b->zero, groups, e)
+               ? -1
+               : 0;
+}
+
+json_t *qlab_config(const struct recipe *r)
+{
+    json_t *tensors = json_object();
+    for (size_t i = 0; i < r->n; i++) {
+        const struct recipe_entry *it = &r->entries[i];
+        if (entry_packed(it))
+            json_put(tensors, it->name, json_pack("{s:s,s:s}", "format", it->fmt->name, "method", it->method->name));
+    }
+    return json_pack("{s:s,s:i,s:o}", "quant_method", "qlab", "version", 1, "tensors", tensors);
+}

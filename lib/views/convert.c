@@ -54,7 +54,7 @@ static bool fits(const struct tensor *t, enum dtype to)
     return same;
 }
 
-static enum dtype kept_dtype(const struct checkpoint *c, const struct tensor *t)
+enum dtype convert_kept_dtype(const struct checkpoint *c, const struct tensor *t)
 {
     if (dtype_is_block(t->dtype)) return DT_F16;
     if (!c->is_gguf || t->n_dims != 1 || t->dtype != DT_F32) return t->dtype;
@@ -85,7 +85,7 @@ static int make_plan(struct plan *p, const struct checkpoint *c, const struct co
             if (same_as_embedding(c, t)) continue;
             p->untie = true;
         }
-        enum dtype to = o->dtype == DT_COUNT ? kept_dtype(c, t) : o->dtype;
+        enum dtype to = o->dtype == DT_COUNT ? convert_kept_dtype(c, t) : o->dtype;
         int64_t bytes = (int64_t)dtype_bytes(to, tensor_elems(t));
         if (in_file && in_file + bytes > o->shard_bytes) p->n_files++, in_file = 0;
         p->items[p->n++] = (struct item){t, to, p->n_files};
@@ -279,35 +279,36 @@ static int copy_file(const char *from_dir, const char *dir, const char *name, bo
     return rc;
 }
 
-static int copy_companions(const struct run *x, const char *dir, struct err *e)
+static int copy_companions(const struct checkpoint *c, const char *dir, struct convert_report *r, struct err *e)
 {
     static const char *const names[] = {"tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
-                                        "chat_template.jinja"};
+                                        "chat_template.jinja", "added_tokens.json", "tokenizer.model", "vocab.json",
+                                        "merges.txt"};
     bool found;
-    if (copy_file(x->c->path, dir, "tokenizer.json", &x->r->tokenizer, e)) return -1;
+    if (copy_file(c->path, dir, "tokenizer.json", &r->tokenizer, e)) return -1;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (copy_file(x->c->path, dir, names[i], &found, e)) return -1;
+        if (copy_file(c->path, dir, names[i], &found, e)) return -1;
     return 0;
 }
 
-static int make_companions(const struct run *x, const char *dir, struct err *e)
+static int make_companions(const struct checkpoint *c, const char *dir, struct convert_report *r, struct err *e)
 {
     struct err why;
-    const struct config *g = &x->c->config;
-    json_t *gen = json_object(), *tok = gguf_tokenizer_json(x->c->gguf, &why), *cfg = NULL;
+    const struct config *g = &c->config;
+    json_t *gen = json_object(), *tok = gguf_tokenizer_json(c->gguf, &why), *cfg = NULL;
     if (g->bos >= 0) json_put(gen, "bos_token_id", json_integer(g->bos));
     if (g->eos >= 0) json_put(gen, "eos_token_id", json_integer(g->eos));
     if (write_json(dir, "generation_config.json", gen, e)) {
         json_decref(tok);
         return -1;
     }
-    if (tok && !(cfg = gguf_tokenizer_config_json(x->c->gguf, &why))) {
+    if (tok && !(cfg = gguf_tokenizer_config_json(c->gguf, &why))) {
         json_decref(tok);
         tok = NULL;
     }
-    x->r->tokenizer = tok != NULL;
+    r->tokenizer = tok != NULL;
     if (!tok) {
-        snprintf(x->r->tokenizer_why, sizeof x->r->tokenizer_why, "%.*s", (int)sizeof x->r->tokenizer_why - 1, why.msg);
+        snprintf(r->tokenizer_why, sizeof r->tokenizer_why, "%.*s", (int)sizeof r->tokenizer_why - 1, why.msg);
         return 0;
     }
     if (write_json(dir, "tokenizer.json", tok, e)) {
@@ -315,6 +316,11 @@ static int make_companions(const struct run *x, const char *dir, struct err *e)
         return -1;
     }
     return write_json(dir, "tokenizer_config.json", cfg, e);
+}
+
+int convert_companions(const struct checkpoint *c, const char *dir, struct convert_report *r, struct err *e)
+{
+    return c->is_gguf ? make_companions(c, dir, r, e) : copy_companions(c, dir, r, e);
 }
 
 int convert_folder(const struct checkpoint *c, const char *dir, const struct convert_opts *o, struct convert_report *r,
@@ -334,7 +340,7 @@ int convert_folder(const struct checkpoint *c, const char *dir, const struct con
         r->n_files = x.plan.n_files;
         x.buf = mem_array(buffer_bytes(&x.plan), 1);
         rc = write_config(&x, out.tmp, e);
-        if (rc == 0) rc = c->is_gguf ? make_companions(&x, out.tmp, e) : copy_companions(&x, out.tmp, e);
+        if (rc == 0) rc = convert_companions(c, out.tmp, r, e);
         if (rc == 0) rc = write_weights(&x, out.tmp, e);
     }
     free(x.buf);

@@ -27,6 +27,10 @@ struct convert_report {
  * would overflow to infinity is an error naming the tensor. Nothing is left under `dir` on failure. */
 int convert_folder(const struct checkpoint *c, const char *dir, const struct convert_opts *o, struct convert_report *r,
                    struct err *e);
+/* The folder's other files alone (tokenizer, generation_config.json); fills tokenizer and tokenizer_why of *r. */
+int convert_companions(const struct checkpoint *c, const char *dir, struct convert_report *r, struct err *e);
+/* The dtype a tensor has when nothing else is asked for. */
+enum dtype convert_kept_dtype(const struct checkpoint *c, const struct tensor *t);
 void convert_report_free(struct convert_report *r);
 
 #endif
