@@ -163,7 +163,7 @@ int main(int argc, char **argv)
     o.on_pass = on_pass;
     o.ctx = &p;
     json_t *runs = json_array();
-    struct bench_run first, run;
+    struct bench_run first = {0}, run;
     for (int i = 0; i < depths.n; i++) {
         if (bench_depth(&m, &kv, &s, &o, depths.v[i], &filled, &done, &run, &e)) die("%s: %s", path, e.msg);
         json_array_append_new(runs, bench_run_json(&run));
