@@ -26,7 +26,8 @@ int backend_open(struct backend *be, const char *device, const char *compute, st
     enum compute c = COMPUTE_F32;
     if (!fastest && compute_parse(compute, &c, e)) return -1;
 
-    if (!strcmp(device, "cpu") || !strcmp(device, "cpu-ref")) return cpu_ref_open(be, c, e);
+    if (!strcmp(device, "cpu")) return cpu_open(be, c, isa_best(), e);
+    if (!strcmp(device, "cpu-ref")) return cpu_ref_open(be, c, e);
     if (!strncmp(device, "cuda", 4) && (device[4] == 0 || device[4] == ':'))
         return err_set(e, "device '%s': this qlab was built without CUDA (cpu was expected)", device);
     return err_set(e, "device '%s': unknown (cpu, cuda or cuda:N was expected)", device);

@@ -28,7 +28,9 @@ struct weight {
     void *data;            /* backend-private */
 };
 
-/* K and V of one sequence and all layers: k, v are (n_layers, capacity, n_kv_heads · head_dim) of `dtype`. */
+/* K and V of one sequence and all layers: k and v hold n_layers · capacity · n_kv_heads · head_dim elements of `dtype`
+ * each, in an order that is the backend's own. capacity is a multiple of KV_ROUND. */
+enum { KV_ROUND = 16 };
 struct kv_cache {
     enum dtype dtype; /* F32 (compute f32) or F16 */
     int64_t n_layers, capacity, n_kv_heads, head_dim;

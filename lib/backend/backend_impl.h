@@ -3,8 +3,11 @@
 #define QLAB_BACKEND_BACKEND_IMPL_H
 
 #include "backend/backend.h"
+#include "base/host.h"
 
 /* The oracle: compute f32 only; sums of products in double. */
 int cpu_ref_open(struct backend *be, enum compute compute, struct err *e);
+/* Threads and SIMD, with the kernels of one instruction set (isa_best() outside tests). */
+int cpu_open(struct backend *be, enum compute compute, enum isa isa, struct err *e);
 
 #endif

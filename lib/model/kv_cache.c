@@ -15,7 +15,7 @@ int kv_alloc(struct kv_cache *kv, const struct model *m, int64_t capacity, struc
     memset(kv, 0, sizeof *kv);
     kv->dtype = plan_kv_dtype(m->be->compute);
     kv->n_layers = m->cfg.n_layers;
-    kv->capacity = capacity;
+    kv->capacity = plan_kv_capacity(capacity);
     kv->n_kv_heads = m->cfg.n_kv_heads;
     kv->head_dim = m->cfg.head_dim;
     kv->bytes = (size_t)kv_bytes(m, capacity);

@@ -51,6 +51,7 @@ static const struct qweight *expanded(struct model *m, const struct qweight *src
     o->w.out_dtype = to;
     o->w.src = &o->t;
     o->w.codes = o->buf;
+    o->w.in_memory = true;
     o->w.bytes = (int64_t)bytes;
     o->next = m->owned;
     m->owned = o;

@@ -3,8 +3,11 @@
 /* The exact path keeps K and V as computed; the fast ones store halves, as servers do. */
 enum dtype plan_kv_dtype(enum compute compute) { return compute == COMPUTE_F32 ? DT_F32 : DT_F16; }
 
+int64_t plan_kv_capacity(int64_t n_tok) { return (n_tok + KV_ROUND - 1) / KV_ROUND * KV_ROUND; }
+
 int64_t plan_kv_bytes(const struct config *c, enum compute compute, int64_t capacity)
 {
+    capacity = plan_kv_capacity(capacity);
     return 2 * c->n_layers * capacity * c->n_kv_heads * c->head_dim * (int64_t)dtype_bytes(plan_kv_dtype(compute), 1);
 }
 

@@ -1,0 +1,70 @@
+/* Private to the CPU backend: its state, its weights, and the ops that live in files of their own. */
+#ifndef QLAB_BACKEND_CPU_CPU_H
+#define QLAB_BACKEND_CPU_CPU_H
+
+#include "backend/cpu/kernels.h"
+#include "base/par.h"
+
+enum path {
+    PATH_DIRECT,   /* rows of floats are read by the dot kernels as they lie in the file */
+    PATH_DEQUANT,  /* columns of a row are dequantized to floats in the cache, then as above */
+    PATH_REFERENCE /* the same by qweight_rows_f32, whole rows: layouts the kernels do not know */
+};
+
+struct cpu_weight {
+    struct qweight q; /* a copy; what it points to is the caller's */
+    enum path path;
+    enum elem elem; /* PATH_DIRECT */
+};
+
+/* Scratch that one thread has to itself and that grows when asked. */
+struct thread_buf {
+    void *p;
+    size_t size;
+    char pad[48]; /* a cache line each */
+};
+
+struct rope_table; /* elementwise.c */
+
+struct cpu_ctx {
+    const struct kernels *k;
+    struct thread_buf *buf; /* n_buf, at least par_threads() while an op runs */
+    int n_buf;
+    struct thread_buf shared; /* scratch of the op that runs */
+    struct rope_table *rope;
+};
+
+/* To be called by every op before it starts threads that use thread_buf. */
+struct cpu_ctx *cpu_begin(struct backend *be);
+/* size bytes, 64-byte aligned, contents undefined; valid until the next call for that buffer. */
+void *buf_get(struct thread_buf *b, size_t size);
+
+/* par_for, or a plain call where the whole work (in elements or so) is not worth waking threads. */
+void par_if(int64_t work, int64_t n, int64_t grain, par_fn *fn, void *ctx);
+
+static inline const void *weight_row(const struct cpu_weight *w, int64_t r)
+{
+    if (w->q.src) return tensor_row(w->q.src, r);
+    return (const uint8_t *)w->q.codes + (size_t)(r * w->q.n_in) * (w->elem == ELEM_F32 ? 4 : 2);
+}
+
+void cpu_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok);
+
+void cpu_rmsnorm(struct backend *be, float *y, const float *x, const float *w, int64_t n_rows, int64_t n, double eps);
+void cpu_rope(struct backend *be, float *x, const struct span *spans, int n_spans, int64_t n_heads, int64_t head_dim,
+              const float *inv_freq);
+void cpu_swiglu(struct backend *be, float *y, const float *gate, const float *up, int64_t n);
+void cpu_add(struct backend *be, float *x, const float *y, int64_t n);
+void rope_table_free(struct rope_table *t);
+
+void cpu_kv_append(struct backend *be, const struct span *spans, int n_spans, int64_t layer, const float *k,
+                   const float *v);
+void cpu_attention(struct backend *be, float *out, const float *q, const struct span *spans, int n_spans,
+                   int64_t layer, int64_t n_heads);
+
+void cpu_score(struct backend *be, struct score *out, const float *logits, const int32_t *targets, int64_t n_tok,
+               int64_t n_vocab);
+void cpu_diverge(struct backend *be, struct divergence *out, const float *logits_ref, const float *logits,
+                 const int32_t *targets, int64_t n_tok, int64_t n_vocab);
+
+#endif

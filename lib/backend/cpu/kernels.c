@@ -1,0 +1,23 @@
+#include "backend/cpu/kernels.h"
+
+const struct kernels *kernels_of(enum isa isa)
+{
+#if defined(__x86_64__)
+    if (isa == ISA_AVX512) return &kernels_avx512;
+    if (isa == ISA_AVX2) return &kernels_avx2;
+#endif
+    (void)isa;
+    return &kernels_plain;
+}
+
+bool dequant_ok(const struct qweight *w)
+{
+    int64_t g = w->fmt.group;
+    switch (w->fmt.kind) {
+    case CODE_FLOAT: return dtype_is_float(w->fmt.dtype);
+    case CODE_INT: return (w->fmt.bits == 4 || w->fmt.bits == 8) && (g == 0 || g >= w->n_in || g % 16 == 0);
+    case CODE_STRIDED: return g % 16 == 0;
+    case CODE_BOOK: return w->n_in % 16 == 0 && g % 16 == 0;
+    }
+    return false;
+}

@@ -1,0 +1,63 @@
+/* The kernels of the CPU backend: one table an instruction set, chosen once. Kernels are single-threaded and know
+ * nothing of spans, jobs or caches; matmul.c, attention.c and their neighbours cut the work. */
+#ifndef QLAB_BACKEND_CPU_KERNELS_H
+#define QLAB_BACKEND_CPU_KERNELS_H
+
+#include "backend/backend.h"
+#include "base/host.h"
+
+/* Elements a dot product can read directly. */
+enum elem { ELEM_F32, ELEM_F16, ELEM_BF16, N_ELEM };
+
+enum {
+    DOT_TOKENS = 4,  /* tokens a dot tile has */
+    KV_BLOCK = 16,   /* keys a block of the K cache (cpu/attention.c) */
+    ATTN_CHUNK = 128 /* keys whose partial attention is computed at once; a multiple of KV_BLOCK */
+};
+
+/* Scores of a slice of one logits row, for merging in order: sum = Σ exp(x − max). */
+struct slice_sum {
+    float max;
+    int32_t argmax; /* within the slice, lowest among equals */
+    double sum;
+};
+
+struct kernels {
+    const char *name;
+    int dot_rows; /* rows a dot tile has */
+
+    /* y[i·4 + t] = Σ_k w[i][k]·x[t][k], i < dot_rows, t < n_tok ≤ DOT_TOKENS; w: rows of `elem`. Each sum is formed in
+     * VL lanes over k in rising order, then across lanes: it does not depend on its place in the tile or on n_tok. */
+    void (*dot[N_ELEM])(const void *const *w, const float *const *x, int64_t n, int n_tok, float *y);
+
+    /* Columns k0 … k0+n−1 of row r as floats, bit for bit those of qweight_rows_f32. Whether it can: dequant_ok. */
+    void (*dequant)(const struct qweight *w, int64_t r, int64_t k0, int64_t n, float *dst);
+
+    void (*rmsnorm)(float *y, const float *x, const float *w, int64_t n, double eps);
+    /* x: (n_heads, 2·half); c, s: (half) */
+    void (*rope)(float *x, const float *c, const float *s, int64_t n_heads, int64_t half);
+    void (*swiglu)(float *y, const float *gate, const float *up, int64_t n);
+    void (*add)(float *x, const float *y, int64_t n);
+    void (*to_f16)(uint16_t *y, const float *x, int64_t n);
+
+    /* Partial attention of n_q queries (each hd floats) over n ≤ ATTN_CHUNK keys; query i sees the first seen[i] ≥ 0
+     * of them. k: one pointer to (hd, KV_BLOCK) each KV_BLOCK keys, v: (n, hd), both f32 or f16. m = max of the scaled scores (−inf: none),
+     * l = Σ exp(score − m), o (n_q, hd) = Σ exp(score − m)·v. p: scratch (n_q, ATTN_CHUNK). A query's result does not
+     * depend on the others. exp is off by 2 ulp at most. */
+    void (*attn_chunk)(const float *const *q, const int32_t *seen, int n_q, int64_t hd, bool f16,
+                       const void *const *k, const void *v, float scale, float *m, float *l, float *o, float *p);
+    /* (m, l, o) ← merged with (m2, l2, o2) */
+    void (*attn_merge)(float *m, float *l, float *o, float m2, float l2, const float *o2, int64_t hd);
+
+    struct slice_sum (*slice_sum)(const float *x, int64_t n);
+    /* Σ exp(a − lse_a)·((a − lse_a) − (b − lse_b)) */
+    double (*slice_kld)(const float *a, const float *b, int64_t n, double lse_a, double lse_b);
+};
+
+extern const struct kernels kernels_plain, kernels_avx2, kernels_avx512;
+
+const struct kernels *kernels_of(enum isa isa);
+/* False for layouts that only the reference reads (groups that are no multiple of 16, odd rows, GGUF blocks). */
+bool dequant_ok(const struct qweight *w);
+
+#endif

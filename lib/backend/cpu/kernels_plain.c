@@ -1,0 +1,2 @@
+/* The kernels in plain C. */
+#include "backend/cpu/k_table.h"
