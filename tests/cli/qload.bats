@@ -262,6 +262,36 @@ EOF
     holds '.results.dtypes | keys == ["F32"]'
 }
 
+@test "hf: is downloaded into -o, as published or converted" {
+    commit=0123456789abcdef0123456789abcdef01234567
+    hub=$BATS_TEST_TMPDIR/hub
+    files=$hub/owner/tiny/resolve/$commit
+    mkdir -p "$hub/api/models/owner/tiny/revision" "$hub/api/models/owner/tiny/tree" "$files"
+    cp "$T"/sharded/* "$files"
+    echo "{\"sha\":\"$commit\"}" >"$hub/api/models/owner/tiny/revision/main"
+    for f in "$files"/*; do
+        jq -n --arg p "${f##*/}" --argjson n "$(stat -c %s "$f")" \
+            --arg o "$({ printf 'blob %d\0' "$(stat -c %s "$f")"; cat "$f"; } | sha1sum | cut -d' ' -f1)" \
+            '{type: "file", path: $p, size: $n, oid: $o}'
+    done | jq -s . >"$hub/api/models/owner/tiny/tree/$commit"
+    "$B/tests/httpd" "$hub" "$BATS_TEST_TMPDIR/port" "$BATS_TEST_TMPDIR/log" 3>&- &
+    server=$!
+    for _ in $(seq 100); do [ ! -s "$BATS_TEST_TMPDIR/port" ] || break; sleep 0.05; done
+    unset HF_TOKEN http_proxy HTTP_PROXY all_proxy ALL_PROXY
+    export HF_ENDPOINT=http://127.0.0.1:$(<"$BATS_TEST_TMPDIR/port")
+    qload hf:owner/tiny -o "$out"
+    cmp "$out/model-00002-of-00003.safetensors" "$T/sharded/model-00002-of-00003.safetensors"
+    holds '.results.n_tensors == 27 and .results.dtypes == {"BF16": 238720}'
+    qload hf:owner/tiny -o "$out.f32" --dtype f32
+    [ "$(ls -d "$out"*)" = "$out"$'\n'"$out.f32" ]
+    qload "$out.f32"
+    holds '.results.n_tensors == 27 and .results.dtypes == {"F32": 477440}'
+    run --separate-stderr "$B/bin/qload" -q hf:owner/none -o "$out.none"
+    kill $server
+    [ "$status" = 1 ] && [ -z "$output" ] && [[ "$stderr" == "qload: "*owner/none* ]]
+    [ ! -e "$out.none" ]
+}
+
 # ---- bad input ----
 
 @test "usage" {
