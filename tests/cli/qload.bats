@@ -111,14 +111,14 @@ header() {
 }
 
 @test "--plan-memory adds up, and counts what it should" {
-    qload "$T/qwen2-untied" --plan-memory --ctx 1000 --compute f32
+    qload "$T/qwen2-untied" --plan-memory --ctx 1024 --compute f32
     # linears, embedding, head in bf16; norms and biases in f32
     holds '.results.memory.weights_bytes == 2 * (2 * (64*64*2 + 32*64*2 + 3*64*160) + 2*256*64) + 4 * (2*(64+64+128) + 64)'
-    holds '.results.memory.kv_bytes == 2 * 2 * 1000 * 32 * 4'
+    holds '.results.memory.kv_bytes == 2 * 2 * 1024 * 32 * 4'
     holds '.results.memory | .predicted_bytes == .weights_bytes + .kv_bytes + .scratch_bytes'
     holds '.results.compute == "f32"'
-    qload "$T/qwen2-untied" --plan-memory --ctx 2000 --compute f32
-    holds '.results.memory.kv_bytes == 2 * 2 * 2000 * 32 * 4'
+    qload "$T/qwen2-untied" --plan-memory --ctx 2048 --compute f32
+    holds '.results.memory.kv_bytes == 2 * 2 * 2048 * 32 * 4'
 }
 
 @test "a tensor nothing reads is reported" {
