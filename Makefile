@@ -22,9 +22,9 @@ SANFLAGS := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recove
 DEFS := -D_GNU_SOURCE
 CFLAGS ?= -g
 # No contraction outside the kernel files: quantized bytes and the oracle must not depend on the compiler's mood.
-QCFLAGS = -std=c11 $(OPT) $(CFLAGS) $(WARN) $(DEFS) -fopenmp -ffp-contract=off -Ilib $(SANFLAGS)
+QCFLAGS = -std=c11 $(OPT) $(CFLAGS) $(WARN) $(DEFS) -pthread -ffp-contract=off -Ilib $(SANFLAGS)
 LDLIBS = -ljansson -lcsv -lpcre2-8 -lutf8proc -lcurl -lcrypto -lm
-LDFLAGS = -fopenmp $(SANFLAGS)
+LDFLAGS = -pthread $(SANFLAGS)
 
 # CUDA is optional: with nvcc on the machine the sources of cuda/ are built in, without it --version says so.
 CUDA_SRC := $(sort $(wildcard cuda/*.cu))
