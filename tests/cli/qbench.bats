@@ -57,8 +57,8 @@ bats_require_minimum_version 1.5.0
     bench "$bare" --depth 0,30 --compute f32
     holds '.params.compute == "f32" and .results.compute == "f32"'
     holds '.results.memory | .predicted_bytes == .weights_bytes + .kv_bytes + .scratch_bytes'
-    # K and V, 2 layers, 30 + 20 + 4 tokens, 2 heads of 16, f32
-    holds '.results.memory.kv_bytes == 2*2*54*2*16*4'
+    # K and V, 2 layers, 30 + 20 + 4 tokens (a backend may round up to a block of 64), 2 heads of 16, f32
+    holds '.results.memory.kv_bytes | . >= 2*2*54*2*16*4 and . <= 2*2*64*2*16*4'
     holds '.results.memory | .peak_rss_bytes > 0 and .peak_rss_bytes < .weights_bytes + .kv_bytes + 200e6'
     holds '.results.memory.device_peak_bytes == null'
     # bf16 linears and tied head, f32 norms, one embedding row; K and V of 20 + 2 tokens
