@@ -99,6 +99,7 @@ struct tok_trie {
     int32_t first[256]; /* children of the root */
 };
 void tok_trie_add(struct tok_trie *t, const char *s, size_t n, int32_t token);
+bool tok_is_word(int32_t c); /* \w of Rust's regular expressions */
 /* Calls back for every stretch of text (token NULL) and every token found, as the reference's find_matches does:
  * stretches may be eaten by lstrip and rstrip. Stops when the callback returns non-zero, and returns that. */
 int tok_added_scan(const struct tok_trie *t, const struct tok_added *added, const char *s, size_t n,
@@ -146,7 +147,7 @@ void tok_bpe_work_free(struct tok_bpe_work *w);
 
 /* ---- tok_split.c: pre-tokenizers as a list of steps ---- */
 enum tok_behavior { SPLIT_REMOVED, SPLIT_ISOLATED, SPLIT_MERGED_PREVIOUS, SPLIT_MERGED_NEXT, SPLIT_CONTIGUOUS };
-enum tok_step_kind { STEP_SPLIT, STEP_PREFIX_SPACE, STEP_BYTES, STEP_METASPACE };
+enum tok_step_kind { STEP_SPLIT, STEP_PREFIX_SPACE, STEP_BYTES, STEP_METASPACE, STEP_WORDS };
 enum tok_prepend { PREPEND_ALWAYS, PREPEND_FIRST, PREPEND_NEVER };
 struct tok_step {
     enum tok_step_kind kind;

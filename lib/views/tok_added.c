@@ -1,5 +1,6 @@
 #include "base/mem.h"
 #include "views/tok.h"
+#include "views/tok_unicode.h"
 #include "views/utf8.h"
 
 #include <ctype.h>
@@ -66,9 +67,11 @@ static int32_t longest(const struct tok_trie *t, const char *s, size_t n, size_t
 
 /* Word characters of Rust's regular expressions: Alphabetic, M, Nd, Pc, Join_Control. utf8proc has no Alphabetic: its
  * few members that are neither letters nor marks nor Nl are the circled and squared Latin letters. */
-static bool is_word(int32_t c)
+bool tok_is_word(int32_t c)
 {
     if (c < 0x80) return isalnum((unsigned char)c) || c == '_';
+    const struct unicode_range *r = unicode_find(unicode_new, sizeof unicode_new / sizeof unicode_new[0], c);
+    if (r) return r->cat[0] == 'L' || r->cat[0] == 'M' || !strcmp(r->cat, "Nd") || !strcmp(r->cat, "Pc");
     switch (utf8proc_category(c)) {
     case UTF8PROC_CATEGORY_LU:
     case UTF8PROC_CATEGORY_LL:
@@ -114,8 +117,8 @@ int tok_added_scan(const struct tok_trie *t, const struct tok_added *added, cons
         i = stop; /* a match that is refused below is still jumped over */
         if (a->single_word) {
             size_t before = start ? char_before(s, start) : 0;
-            if (start && is_word(utf8_next(s + before, n - before, &cl))) continue;
-            if (stop < n && is_word(utf8_next(s + stop, n - stop, &cl))) continue;
+            if (start && tok_is_word(utf8_next(s + before, n - before, &cl))) continue;
+            if (stop < n && tok_is_word(utf8_next(s + stop, n - stop, &cl))) continue;
         }
         if (a->lstrip) {
             while (start) {

@@ -1,6 +1,7 @@
 /* Normalizers: Unicode forms by utf8proc's tables, Prepend, Replace, Strip, ByteLevel. */
 #include "base/mem.h"
 #include "views/tok.h"
+#include "views/tok_unicode.h"
 #include "views/utf8.h"
 
 #include <stdlib.h>
@@ -69,7 +70,17 @@ void tok_norms_free(struct tok_norms *a)
 
 /* ---- Unicode forms ---- */
 
-static uint8_t ccc(int32_t cp) { return (uint8_t)utf8proc_get_property(cp)->combining_class; }
+/* Too young for the reference's tables: left alone, and nothing combines across it. */
+static bool is_opaque(int32_t cp)
+{
+    return cp >= 0x7FD && (UNICODE_IN(norm_new, cp) || UNICODE_IN(unicode_new, cp));
+}
+
+static uint8_t ccc(int32_t cp)
+{
+    uint8_t c = (uint8_t)utf8proc_get_property(cp)->combining_class;
+    return c && is_opaque(cp) ? 0 : c;
+}
 
 /* Canonical ordering of a run of combining marks: a stable counting sort, so that a long run costs no more than
  * reading it. */
@@ -85,7 +96,6 @@ static void order_run(int32_t *cp, size_t n, int32_t *tmp)
     memcpy(cp, tmp, n * sizeof *cp);
 }
 
-/* Returns the number of bytes that the first character became (for n0); s is not empty. */
 static int unicode_form(enum tok_norm_kind kind, const char *s, size_t n, struct tok_buf *out, struct err *e)
 {
     bool compat = kind == NORM_NFKC || kind == NORM_NFKD, compose = kind == NORM_NFC || kind == NORM_NFKC;
@@ -108,6 +118,10 @@ static int unicode_form(enum tok_norm_kind kind, const char *s, size_t n, struct
             cp = more;
             cap *= 2;
         }
+        if (is_opaque(c)) {
+            cp[m++] = c;
+            continue;
+        }
         int bound = 0;
         utf8proc_ssize_t k = utf8proc_decompose_char(c, cp + m, (utf8proc_ssize_t)(cap - m), opt, &bound);
         if (k < 0) {
@@ -123,12 +137,18 @@ static int unicode_form(enum tok_norm_kind kind, const char *s, size_t n, struct
         if (end == i) end++;
     }
     free(tmp);
-    if (compose) {
-        utf8proc_ssize_t k = utf8proc_normalize_utf32(cp, (utf8proc_ssize_t)m, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-        if (k >= 0) m = (size_t)k;
+    for (size_t i = 0, end; i < m; i = end) { /* between the opaque ones */
+        for (end = i; end < m && !is_opaque(cp[end]); end++) continue;
+        size_t k = end - i;
+        if (compose && k > 1) {
+            utf8proc_ssize_t left =
+                utf8proc_normalize_utf32(cp + i, (utf8proc_ssize_t)k, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+            if (left >= 0) k = (size_t)left;
+        }
+        char b[4];
+        for (size_t q = 0; q < k; q++) tok_buf_put(out, b, utf8_put(cp[i + q], b));
+        if (end < m) tok_buf_put(out, b, utf8_put(cp[end++], b));
     }
-    char b[4];
-    for (size_t i = 0; i < m; i++) tok_buf_put(out, b, utf8_put(cp[i], b));
     free(cp);
     return 0;
 }

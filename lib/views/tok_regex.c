@@ -49,10 +49,11 @@ static void put_property(struct tok_buf *b, const char *name)
     bool han = !strcmp(name, "Han");
     snprintf(t, sizeof t, han ? "\\p{sc:%s}" : "\\p{%s}", name);
     put(b, t);
-    for (size_t i = 0; i < sizeof unicode_new / sizeof unicode_new[0]; i++) {
-        if (han ? strcmp(unicode_new[i].cat, "Han") : strncmp(unicode_new[i].cat, name, strlen(name))) continue;
-        if (!han && !strcmp(unicode_new[i].cat, "Han")) continue;
-        snprintf(t, sizeof t, "\\x{%x}-\\x{%x}", (unsigned)unicode_new[i].lo, (unsigned)unicode_new[i].hi);
+    const struct unicode_range *r = han ? han_new : unicode_new;
+    size_t n = han ? sizeof han_new / sizeof han_new[0] : sizeof unicode_new / sizeof unicode_new[0];
+    for (size_t i = 0; i < n; i++) {
+        if (strncmp(r[i].cat, name, strlen(name))) continue;
+        snprintf(t, sizeof t, "\\x{%x}-\\x{%x}", (unsigned)r[i].lo, (unsigned)r[i].hi);
         put(b, t);
     }
 }
@@ -340,14 +341,15 @@ static bool is_numeric(int32_t c)
     if (c < 0x80) return c >= '0' && c <= '9';
     utf8proc_category_t cat = utf8proc_category(c);
     if (cat == UTF8PROC_CATEGORY_ND || cat == UTF8PROC_CATEGORY_NL || cat == UTF8PROC_CATEGORY_NO) return true;
-    for (size_t i = 0; i < sizeof unicode_new / sizeof unicode_new[0]; i++)
-        if (unicode_new[i].cat[0] == 'N' && c >= unicode_new[i].lo && c <= unicode_new[i].hi) return true;
-    return (c >= 0x11DE0 && c <= 0x11DE9) || (c >= 0x16FF4 && c <= 0x16FF6);
+    const struct unicode_range *r = unicode_find(unicode_new, sizeof unicode_new / sizeof unicode_new[0], c);
+    return (r && r->cat[0] == 'N') || (c >= 0x11DE0 && c <= 0x11DE9) || (c >= 0x16FF4 && c <= 0x16FF6);
 }
 
 static bool is_punct(int32_t c)
 {
     if (c < 0x80) return ispunct((unsigned char)c) != 0;
+    if (UNICODE_IN(punct_new, c) || UNICODE_IN(unicode_new, c)) return false;
+    if (c == 0x166D || c == 0x111C9) return true; /* no longer punctuation */
     utf8proc_category_t cat = utf8proc_category(c);
     return cat >= UTF8PROC_CATEGORY_PC && cat <= UTF8PROC_CATEGORY_PO;
 }

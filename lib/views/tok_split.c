@@ -118,14 +118,18 @@ static int load_one(struct tok_steps *a, const json_t *j, int depth, struct err 
         s->behavior = SPLIT_REMOVED;
         return 0;
     }
+    if (!strcmp(type, "Whitespace")) {
+        add_step(a, STEP_WORDS);
+        return 0;
+    }
     if (!strcmp(type, "Punctuation")) {
         struct tok_step *s = add_step(a, STEP_SPLIT);
         s->pat.kind = PAT_PUNCT;
         s->behavior = SPLIT_ISOLATED;
         return json_object_get(j, "behavior") ? load_behavior(j, &s->behavior, e) : 0;
     }
-    return err_set(e, "the pre-tokenizer %.64s is not supported (ByteLevel, Metaspace, Split, Digits, WhitespaceSplit, "
-                      "Punctuation or a Sequence of them was expected)", type);
+    return err_set(e, "the pre-tokenizer %.64s is not supported (ByteLevel, Metaspace, Split, Digits, Whitespace, "
+                      "WhitespaceSplit, Punctuation or a Sequence of them was expected)", type);
 }
 
 int tok_steps_load(struct tok_steps *a, const json_t *json, struct err *e)
@@ -215,6 +219,23 @@ static int metaspace(struct tok_walk *w, size_t step, const char *s, size_t n, s
     return tok_steps_run(w, step + 1, b->p, b->n, first);
 }
 
+/* Runs of word characters and runs of what is neither word nor white space. */
+static int words(struct tok_walk *w, size_t step, const char *s, size_t n, size_t n0)
+{
+    enum { SPACE, WORD, OTHER } kind, run = SPACE;
+    size_t start = 0, len;
+    int rc;
+    for (size_t i = 0; i < n; i += len) {
+        int32_t c = utf8_next(s + i, n - i, &len);
+        kind = tok_is_word(c) ? WORD : utf8_is_space(c) ? SPACE : OTHER;
+        if (kind == run) continue;
+        if (run != SPACE && (rc = next_step(w, step, s, start, i, n0))) return rc;
+        start = i;
+        run = kind;
+    }
+    return run == SPACE ? 0 : next_step(w, step, s, start, n, n0);
+}
+
 int tok_steps_run(struct tok_walk *w, size_t step, const char *s, size_t n, size_t n0)
 {
     if (!n) return 0;
@@ -223,6 +244,7 @@ int tok_steps_run(struct tok_walk *w, size_t step, const char *s, size_t n, size
     switch (w->steps->v[step].kind) {
     case STEP_SPLIT: return split(w, step, s, n, n0);
     case STEP_METASPACE: return metaspace(w, step, s, n, n0);
+    case STEP_WORDS: return words(w, step, s, n, n0);
     case STEP_PREFIX_SPACE:
         if (s[0] == ' ') return tok_steps_run(w, step + 1, s, n, n0);
         b->n = 0;

@@ -1,17 +1,23 @@
-/* Characters that came into Unicode after version 14, by general category ("Han": the script), up to Unicode 16, which is
- * what the regular expressions of Hugging Face tokenizers 0.23 (Oniguruma) know. The PCRE2 of Debian 12 (10.42) has
- * Unicode 14, so the classes of a pattern are completed with these; for a newer PCRE2 they add nothing.
- * Made by tests/golden/make/make_tok_unicode.py. */
+/* Hugging Face tokenizers 0.23 draws on tables of several Unicode versions, and the libraries here have others again (in
+ * Debian 12: PCRE2 10.42 has 14, utf8proc 2.8 has 15). These are the differences, for this version of tokenizers; what
+ * they do not cover is characters that Unicode 17 and later bring and a newer PCRE2 or utf8proc knows.
+ * Made by tests/golden/make/make_tok_unicode.py with the real library. */
 #ifndef QLAB_VIEWS_TOK_UNICODE_H
 #define QLAB_VIEWS_TOK_UNICODE_H
 
+#include <stddef.h>
 #include <stdint.h>
 
-static const struct {
+struct unicode_range {
     int32_t lo, hi;
-    char cat[4];
-} unicode_new[] = {
-    /* clang-format off */
+    char cat[4]; /* general category */
+};
+
+/* clang-format off */
+
+/* Characters of Unicode 15 to 16, which the reference's regular expressions (Oniguruma) know: the classes of a pattern
+ * are completed with them. */
+static const struct unicode_range unicode_new[] = {
     {0x897, 0x897, "Mn"}, {0xCF3, 0xCF3, "Mc"}, {0xECE, 0xECE, "Mn"}, {0x1B4E, 0x1B4F, "Po"}, {0x1B7F, 0x1B7F, "Po"},
     {0x1C89, 0x1C89, "Lu"}, {0x1C8A, 0x1C8A, "Ll"}, {0x2427, 0x2429, "So"}, {0x2FFC, 0x2FFF, "So"},
     {0x31E4, 0x31E5, "So"}, {0x31EF, 0x31EF, "So"}, {0xA7CB, 0xA7CC, "Lu"}, {0xA7CD, 0xA7CD, "Ll"},
@@ -43,8 +49,53 @@ static const struct {
     {0x1FA8F, 0x1FA8F, "So"}, {0x1FAAD, 0x1FAAF, "So"}, {0x1FABB, 0x1FABF, "So"}, {0x1FAC6, 0x1FAC6, "So"},
     {0x1FACE, 0x1FACF, "So"}, {0x1FADA, 0x1FADC, "So"}, {0x1FADF, 0x1FADF, "So"}, {0x1FAE8, 0x1FAE9, "So"},
     {0x1FAF7, 0x1FAF8, "So"}, {0x1FBCB, 0x1FBEF, "So"}, {0x2B739, 0x2B739, "Lo"}, {0x2EBF0, 0x2EE5D, "Lo"},
-    {0x31350, 0x323AF, "Lo"}, {0x2B739, 0x2B739, "Han"}, {0x2EBF0, 0x2EE5D, "Han"}, {0x31350, 0x323AF, "Han"},
-    /* clang-format on */
+    {0x31350, 0x323AF, "Lo"},
 };
+
+/* The same for the script Han. */
+static const struct unicode_range han_new[] = {
+    {0x2B739, 0x2B739, "Han"}, {0x2EBF0, 0x2EE5D, "Han"}, {0x31350, 0x323AF, "Han"},
+};
+
+/* Characters younger than Unicode 9, the version of the reference's normalization, that have a combining class, a
+ * decomposition or a composition (unicode_new not repeated): it leaves them as they are. */
+static const struct unicode_range norm_new[] = {
+    {0x7FD, 0x7FD, ""}, {0x898, 0x89F, ""}, {0x8CA, 0x8D3, ""}, {0x9FE, 0x9FE, ""}, {0xC3C, 0xC3C, ""},
+    {0xD3B, 0xD3C, ""}, {0xEBA, 0xEBA, ""}, {0x1715, 0x1715, ""}, {0x1ABF, 0x1ACE, ""}, {0x1DF6, 0x1DFA, ""},
+    {0x32FF, 0x32FF, ""}, {0xA7F2, 0xA7F4, ""}, {0xA82C, 0xA82C, ""}, {0xAB69, 0xAB69, ""}, {0x10781, 0x10785, ""},
+    {0x10787, 0x107B0, ""}, {0x107B2, 0x107BA, ""}, {0x10D24, 0x10D27, ""}, {0x10EAB, 0x10EAC, ""},
+    {0x10F46, 0x10F50, ""}, {0x10F82, 0x10F85, ""}, {0x11070, 0x11070, ""}, {0x1133B, 0x1133B, ""},
+    {0x1145E, 0x1145E, ""}, {0x11839, 0x1183A, ""}, {0x11930, 0x11930, ""}, {0x11935, 0x11935, ""},
+    {0x11938, 0x11938, ""}, {0x1193D, 0x1193E, ""}, {0x11943, 0x11943, ""}, {0x119E0, 0x119E0, ""},
+    {0x11A34, 0x11A34, ""}, {0x11A47, 0x11A47, ""}, {0x11A99, 0x11A99, ""}, {0x11D42, 0x11D42, ""},
+    {0x11D44, 0x11D45, ""}, {0x11D97, 0x11D97, ""}, {0x16FF0, 0x16FF1, ""}, {0x1E130, 0x1E136, ""},
+    {0x1E2AE, 0x1E2AE, ""}, {0x1E2EC, 0x1E2EF, ""}, {0x1F16C, 0x1F16C, ""}, {0x1FBF0, 0x1FBF9, ""},
+};
+
+/* Punctuation that the reference's Punctuation does not know (unicode_new not repeated). */
+static const struct unicode_range punct_new[] = {
+    {0x61D, 0x61D, ""}, {0x9FD, 0x9FD, ""}, {0xA76, 0xA76, ""}, {0xC77, 0xC77, ""}, {0xC84, 0xC84, ""},
+    {0x1B7D, 0x1B7E, ""}, {0x2E43, 0x2E4F, ""}, {0x2E52, 0x2E5D, ""}, {0x10EAD, 0x10EAD, ""}, {0x10F55, 0x10F59, ""},
+    {0x10F86, 0x10F89, ""}, {0x1144B, 0x1144F, ""}, {0x1145A, 0x1145B, ""}, {0x1145D, 0x1145D, ""},
+    {0x11660, 0x1166C, ""}, {0x116B9, 0x116B9, ""}, {0x1183B, 0x1183B, ""}, {0x11944, 0x11946, ""},
+    {0x119E2, 0x119E2, ""}, {0x11A3F, 0x11A46, ""}, {0x11A9A, 0x11A9C, ""}, {0x11A9E, 0x11AA2, ""},
+    {0x11C41, 0x11C45, ""}, {0x11C70, 0x11C71, ""}, {0x11EF7, 0x11EF8, ""}, {0x11FFF, 0x11FFF, ""},
+    {0x12FF1, 0x12FF2, ""}, {0x16E97, 0x16E9A, ""}, {0x16FE2, 0x16FE2, ""}, {0x1E95E, 0x1E95F, ""},
+};
+
+/* clang-format on */
+
+/* The range of a sorted table that has c, or NULL. */
+static inline const struct unicode_range *unicode_find(const struct unicode_range *r, size_t n, int32_t c)
+{
+    size_t lo = 0, hi = n;
+    while (lo < hi) {
+        size_t mid = (lo + hi) / 2;
+        if (c > r[mid].hi) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo < n && c >= r[lo].lo ? &r[lo] : NULL;
+}
+#define UNICODE_IN(table, c) (unicode_find(table, sizeof table / sizeof table[0], c) != NULL)
 
 #endif
