@@ -96,7 +96,27 @@ static void order_run(int32_t *cp, size_t n, int32_t *tmp)
     memcpy(cp, tmp, n * sizeof *cp);
 }
 
-static int unicode_form(enum tok_norm_kind kind, const char *s, size_t n, struct tok_buf *out, struct err *e)
+/* Composes what stands between opaque characters, in place; returns how many are left. */
+static size_t compose_all(int32_t *cp, size_t n)
+{
+    size_t o = 0;
+    for (size_t i = 0, end; i < n; i = end) {
+        for (end = i; end < n && !is_opaque(cp[end]); end++) continue;
+        size_t k = end - i;
+        if (k > 1) {
+            utf8proc_ssize_t left =
+                utf8proc_normalize_utf32(cp + i, (utf8proc_ssize_t)k, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+            if (left >= 0) k = (size_t)left;
+        }
+        memmove(cp + o, cp + i, k * sizeof *cp);
+        o += k;
+        if (end < n) cp[o++] = cp[end++];
+    }
+    return o;
+}
+
+static int unicode_form(enum tok_norm_kind kind, const char *s, size_t n, size_t *n0, struct tok_buf *out,
+                        struct err *e)
 {
     bool compat = kind == NORM_NFKC || kind == NORM_NFKD, compose = kind == NORM_NFC || kind == NORM_NFKC;
     size_t plain = 0, len;
@@ -107,7 +127,7 @@ static int unicode_form(enum tok_norm_kind kind, const char *s, size_t n, struct
     }
     utf8proc_option_t opt = UTF8PROC_STABLE | (compose ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE) |
                             (compat ? UTF8PROC_COMPAT : 0);
-    size_t cap = n + 64, m = 0;
+    size_t cap = n + 64, m = 0, first = 0; /* first: how many stem from s[0 … n0) */
     int32_t *cp = mem_array(cap, sizeof *cp);
     for (size_t i = 0; i < n; i += len) {
         int32_t c = utf8_next(s + i, n - i, &len);
@@ -120,6 +140,7 @@ static int unicode_form(enum tok_norm_kind kind, const char *s, size_t n, struct
         }
         if (is_opaque(c)) {
             cp[m++] = c;
+            if (i < *n0) first = m;
             continue;
         }
         int bound = 0;
@@ -129,6 +150,7 @@ static int unicode_form(enum tok_norm_kind kind, const char *s, size_t n, struct
             return err_set(e, "cannot be normalized: %s", utf8proc_errmsg(k));
         }
         m += (size_t)k;
+        if (i < *n0) first = m;
     }
     int32_t *tmp = mem_array(m, sizeof *tmp);
     for (size_t i = 0, end; i < m; i = end) {
@@ -136,18 +158,18 @@ static int unicode_form(enum tok_norm_kind kind, const char *s, size_t n, struct
         if (end - i > 1) order_run(cp + i, end - i, tmp);
         if (end == i) end++;
     }
+    if (first) memcpy(tmp, cp, first * sizeof *cp);
+    if (compose) {
+        m = compose_all(cp, m);
+        first = compose_all(tmp, first);
+    }
     free(tmp);
-    for (size_t i = 0, end; i < m; i = end) { /* between the opaque ones */
-        for (end = i; end < m && !is_opaque(cp[end]); end++) continue;
-        size_t k = end - i;
-        if (compose && k > 1) {
-            utf8proc_ssize_t left =
-                utf8proc_normalize_utf32(cp + i, (utf8proc_ssize_t)k, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-            if (left >= 0) k = (size_t)left;
-        }
-        char b[4];
-        for (size_t q = 0; q < k; q++) tok_buf_put(out, b, utf8_put(cp[i + q], b));
-        if (end < m) tok_buf_put(out, b, utf8_put(cp[end++], b));
+    size_t start = out->n;
+    char b[4];
+    *n0 = 0;
+    for (size_t i = 0; i < m; i++) {
+        tok_buf_put(out, b, utf8_put(cp[i], b));
+        if (i < first) *n0 = out->n - start;
     }
     free(cp);
     return 0;
@@ -191,7 +213,6 @@ static void strip(const struct tok_norm *norm, const char *s, size_t n, size_t *
 static int apply(const struct tok_norm *norm, struct tok_match *m, const char *s, size_t n, size_t *n0,
                  struct tok_buf *out, struct err *e)
 {
-    size_t len;
     struct tok_buf head = {0};
     if (!n) return 0;
     switch (norm->kind) {
@@ -208,13 +229,7 @@ static int apply(const struct tok_norm *norm, struct tok_match *m, const char *s
         free(head.p);
         tok_bytes_to_chars(s, n, out);
         return 0;
-    default:
-        if (unicode_form(norm->kind, s, n, out, e)) return -1;
-        if (*n0 && out->n) {
-            utf8_next(out->p, out->n, &len);
-            *n0 = len;
-        }
-        return 0;
+    default: return unicode_form(norm->kind, s, n, n0, out, e);
     }
 }
 
