@@ -1,0 +1,140 @@
+#!/usr/bin/env bats
+# pipelines/plan.jq against an exact search on small random instances, on a large one, and on bad input.
+
+bats_require_minimum_version 1.5.0
+
+setup() {
+    cd "$BATS_TEST_DIRNAME/../.." || exit 1
+    t=$BATS_TEST_TMPDIR
+}
+
+plan() { jq -n -f pipelines/plan.jq "$@"; }
+
+# records SEED LAYERS FORMAT…: one qsens record a format on stdout; bytes rise with the format's place in the list, KLD
+# falls with it, both with seeded noise (a linear congruential generator)
+records() {
+    local seed=$1 layers=$2
+    shift 2
+    jq -cn --argjson seed "$seed" --argjson layers "$layers" '
+        def next: (. * 1103515245 + 12345) % 2147483648;
+        $ARGS.positional as $formats
+        | ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+           "mlp.down_proj"] as $ops
+        | [range($layers) as $l | $ops[] | "model.layers.\($l).\(.)"] as $names
+        | foreach range($formats | length) as $f ({s: ($seed + 77)};
+            .tensors = [] | reduce range($names | length) as $i (.;
+                .s |= (next | next) | (.s / 2147483648) as $u | .s |= next | (.s / 2147483648) as $v
+                | (1024 + 512 * ($i % 3)) as $n
+                | .tensors += [{name: $names[$i], bytes_before: ($n * 2),
+                                bytes_after: ($n / 2 + $f * $n / 8 + ($u * 20 | floor)), kld: ($v * 0.1 / ($f + 1) / ($f + 1))}]);
+            {schema: "qlab.qsens/1", inputs: [{role: "model", sha256: "m"}, {role: "text", sha256: "t"}],
+             results: {mode: "isolated", format: $formats[$f], n_tokens: 100, all: {kld: 1}, tensors: .tensors}})
+    ' --args "$@"
+}
+
+# The least damage of all choices within the budget: exact dynamic programming over bytes, in awk.
+exact() { # BUDGET_BYTES RECORDS
+    jq -r '.results.tensors[] | [.name, .bytes_after, .kld, .bytes_before] | @tsv' "$2" | awk -v budget="$1" '
+        { if (!($1 in seen)) { seen[$1] = ++n; w[n, 0] = $4; d[n, 0] = 0; k[n] = 1 }
+          i = seen[$1]; w[i, k[i]] = $2; d[i, k[i]] = $3; k[i]++ }
+        END {
+            size = 1; W[0] = 0; D[0] = 0
+            for (i = 1; i <= n; i++) {
+                delete best
+                for (s = 0; s < size; s++) for (j = 0; j < k[i]; j++) {
+                    nw = W[s] + w[i, j]; if (nw > budget) continue
+                    nd = D[s] + d[i, j]; if (!(nw in best) || nd < best[nw]) best[nw] = nd
+                }
+                size = 0
+                for (x in best) { W[size] = x + 0; D[size] = best[x]; size++ }
+            }
+            least = 1e300
+            for (s = 0; s < size; s++) if (D[s] < least) least = D[s]
+            printf "%.12g\n", least
+        }'
+}
+
+# jq: the format a recipe gives a linear, first match wins
+format_of='def glob: gsub("\\."; "\\.") | gsub("\\*"; ".*") | "^" + . + "$";
+    def format_of($p; $n): first($p.rules[] | select(.match as $m | $n | test($m | glob)) | .format) // $p.default;'
+
+@test "small instances: never over the budget, the bound holds, and the choice is the best there is" {
+    for seed in 1 2 3 4 5 6 7 8; do
+        records $seed 1 int4-g128 int4-g64 int8-row >"$t/r"
+        for bpw in 4.6 5.3 6.9 9; do
+            plan --argjson budget $bpw "$t/r" >"$t/plan"
+            want=$(exact "$(jq .plan.budget_bytes "$t/plan")" "$t/r")
+            jq -e --argjson want "$want" '.plan | .bytes <= .budget_bytes and .lower_bound <= .predicted + 1e-12 and
+                (.predicted - $want | fabs) < 1e-9 and .lower_bound <= $want + 1e-9 and .optimal' "$t/plan" ||
+                { echo "seed $seed, $bpw: want $want"; jq -c .plan "$t/plan"; false; }
+        done
+    done
+}
+
+@test "400 linears, six formats: within the budget, a small gap, the same output twice" {
+    records 5 58 int4-g128 int4-g64 int4-g32 nf4 fp4 int8-row >"$t/r"
+    for bpw in 4.7 6; do
+        plan --argjson budget $bpw "$t/r" >"$t/a"
+        plan --argjson budget $bpw "$t/r" >"$t/b"
+        cmp "$t/a" "$t/b"
+        jq -e '.plan | .bytes <= .budget_bytes and .gap <= 1e-3 * .predicted and .n_linears == 406' "$t/a"
+    done
+}
+
+@test "rules of the recipe name every linear's format: sizes add up" {
+    records 9 3 int4-g64 int8-row >"$t/r"
+    plan --argjson budget 6 "$t/r" >"$t/plan"
+    jq -n --slurpfile p "$t/plan" --slurpfile r "$t/r" "$format_of"'
+        $p[0] as $p | [$r[0].results.tensors[].name as $n | format_of($p; $n) as $f
+          | if $f == "f16" then $r[0].results.tensors[] | select(.name == $n) | .bytes_before
+            else $r[] | select(.results.format == $f) | .results.tensors[] | select(.name == $n) | .bytes_after end] | add
+        | . == $p.plan.bytes' | grep -qx true
+}
+
+@test "budgets in bytes, in GiB with context, and like a format" {
+    records 3 2 int4-g64 int8-row >"$t/r"
+    total=$(jq -s '.[0].results.tensors | map(.bytes_after) | add' "$t/r")
+    plan --argjson budget "{\"bytes\":$((total + 500))}" "$t/r" | jq -e ".plan.budget_bytes == $((total + 500))"
+    plan --argjson budget '{"like":"int4-g64"}' "$t/r" | jq -e ".plan.bytes <= $total"
+    jq -n --slurpfile r "$t/r" '{schema: "qlab.qload/1", results: {n_layers: 2, n_kv_heads: 2, head_dim: 4, hidden_size: 16,
+        n_heads: 4, intermediate_size: 32, weights_bytes: (10000 + ($r[0].results.tensors | map(.bytes_before) | add))}}' >"$t/m"
+    gib=$(jq -n "($total + 10000 + 2 * 2 * 4 * 4 * 64 + 100) / 1073741824")
+    plan --argjson budget "{\"gib\":$gib,\"ctx\":64}" --slurpfile ms "$t/m" --argjson model "$(cat "$t/m")" "$t/r" |
+        jq -e ".plan.budget_bytes >= $total + 98 and .plan.budget_bytes <= $total + 100"
+}
+
+@test "kept linears keep their format, tied ones share it" {
+    records 4 2 int4-g64 int8-row >"$t/r"
+    plan --argjson budget 11 --argjson keep '{"*.layers.0.*":"f16"}' "$t/r" >"$t/plan"
+    jq -e '[.rules[] | select(.match == "model.layers.0.*" and .format == "f16")] | length == 1' "$t/plan"
+    plan --argjson budget 6 --argjson ties '"servers"' "$t/r" >"$t/plan"
+    jq -e "$format_of"'. as $p | [range(2) as $l | [["q", "k", "v"], ["gate", "up"]][]
+        | map(format_of($p; "model.layers.\($l).\(if . == "gate" or . == "up" then "mlp" else "self_attn" end).\(.)_proj"))
+        | unique | length] | all(. == 1)' "$t/plan"
+}
+
+@test "what cannot be done: one line, exit 5, nothing on stdout" {
+    records 1 1 int4-g64 int8-row >"$t/r"
+    refused() {
+        local message=$1
+        shift
+        run --separate-stderr jq -n -f pipelines/plan.jq "$@"
+        [ "$status" = 5 ] || { echo "status $status: $output $stderr"; false; }
+        [ -z "$output" ]
+        [[ "$stderr" == *"plan: "*"$message"* ]] || { echo "$stderr"; false; }
+    }
+    refused "can be reached" --argjson budget 1 "$t/r"
+    refused "can be reached with this keep list" --argjson budget 4.6 --argjson keep '["*"]' "$t/r"
+    refused "no budget" "$t/r"
+    refused "matches no linear" --argjson budget 6 --argjson keep '["nothing"]' "$t/r"
+    jq -c 'if .results.format == "int8-row" then del(.results.tensors[2]) else . end' "$t/r" >"$t/missing"
+    refused "missing from the record of int8-row" --argjson budget 6 "$t/missing"
+    jq -c '.results.tensors[1].kld = null' "$t/r" >"$t/null"
+    refused "a finite number was expected" --argjson budget 6 "$t/null"
+    jq -c '.inputs[0].sha256 = .results.format' "$t/r" >"$t/other"
+    refused "differ in model" --argjson budget 6 "$t/other"
+    jq -c '.schema = "qlab.qsens/2"' "$t/r" >"$t/schema"
+    refused "qlab.qsens/1 was expected" --argjson budget 6 "$t/schema"
+    jq -c '.results.mode = "local"' "$t/r" >"$t/local"
+    refused "local" --argjson budget 6 "$t/local"
+}
