@@ -1,0 +1,245 @@
+/* Weights on the CPU backends: dequantization bit for bit, embedding, and matmul of every instruction set this machine
+ * has against the oracle, over formats and ragged shapes. */
+#include "backend/backend_impl.h"
+#include "backend/cpu/kernels.h"
+#include "base/mem.h"
+#include "base/par.h"
+#include "qrandom.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+/* The table, and formats of folders made elsewhere: other group sizes, int8 in groups with and without zero point. */
+static struct format formats[40];
+static size_t n_formats;
+
+static void list_formats(void)
+{
+    size_t n;
+    const struct format *t = format_table(&n);
+    for (size_t i = 0; i < n; i++) formats[n_formats++] = t[i];
+    static const struct format others[] = {
+        {"g16", CODE_INT, CONT_CT, DT_F32, 4, 16, false, NULL, false},
+        {"g24", CODE_INT, CONT_CT, DT_F32, 4, 24, false, NULL, false},
+        {"g5-sym", CODE_INT, CONT_CT, DT_F32, 4, 5, true, NULL, false},
+        {"g48-int8", CODE_INT, CONT_CT, DT_F32, 8, 48, false, NULL, false},
+        {"row-int8-asym", CODE_INT, CONT_CT, DT_F32, 8, 0, false, NULL, false},
+        {"g192-sym", CODE_INT, CONT_CT, DT_F32, 4, 192, true, NULL, false},
+    };
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) formats[n_formats++] = others[i];
+    struct format book = *format_find("nf4");
+    book.name = "nf4-b128";
+    book.group = 128;
+    formats[n_formats++] = book;
+}
+
+static const enum dtype model_dtypes[] = {DT_F16, DT_BF16, DT_F32};
+
+static void test_dequant_is_exact(void **state)
+{
+    (void)state;
+    static const int64_t widths[] = {1, 7, 16, 31, 33, 48, 64, 96, 160, 192, 200, 576, 641};
+    struct rng rng = {1};
+    int checked = 0;
+    for (size_t f = 0; f < n_formats; f++)
+        for (size_t s = 0; s < sizeof widths / sizeof *widths; s++)
+            for (int d = 0; d < 6; d++) {
+                int64_t n_in = widths[s], n_out = 11;
+                struct qbuffer b;
+                qrandom(&b, &formats[f], n_out, n_in, model_dtypes[d % 3], &rng, d >= 3);
+                float *want = mem_array((size_t)n_in, 4);
+                for (int isa = 0; isa <= (int)isa_best() && dequant_ok(&b.w); isa++)
+                    for (int64_t r = 0; r < n_out; r++) {
+                        qweight_rows_f32(&b.w, r, 1, want);
+                        for (int64_t k0 = 0; k0 < n_in; k0 += 64) {
+                            int64_t n = r % 2 ? n_in - k0 : n_in - k0 < 64 ? n_in - k0 : 64;
+                            float *got = guard_new(n);
+                            kernels_of((enum isa)isa)->dequant(&b.w, r, k0, n, got);
+                            if (memcmp(got, want + k0, (size_t)n * 4))
+                                fail_msg("%s %s: row %d of width %d differs", formats[f].name, isa_name((enum isa)isa),
+                                         (int)r, (int)n_in);
+                            guard_check(got, n, formats[f].name);
+                            checked++;
+                        }
+                    }
+                free(want);
+                qbuffer_free(&b);
+            }
+    assert_true(checked > 10000);
+}
+
+/* Σ|x·w| bounds what rounding can do: per element n·2^-24 of it, and the oracle's one rounding. */
+static void check_matmul(const float *got, const float *want, const float *x, const struct qweight *w, int64_t n_tok,
+                         const char *what)
+{
+    float *row = mem_array((size_t)w->n_in, 4);
+    for (int64_t r = 0; r < w->n_out; r++) {
+        qweight_rows_f32(w, r, 1, row);
+        for (int64_t t = 0; t < n_tok; t++) {
+            double sum = 1e-30;
+            for (int64_t k = 0; k < w->n_in; k++) sum += fabs((double)row[k] * x[t * w->n_in + k]);
+            compare(got + t * w->n_out + r, want + t * w->n_out + r, 1, 1e30,
+                    (double)(w->n_in + 4) * 0x1p-24 * sum + 4e-7, 1e-6, what);
+        }
+    }
+    free(row);
+}
+
+struct shape {
+    int64_t n_out, n_in, n_tok;
+};
+
+static void one_matmul(const struct format *f, enum dtype dtype, struct shape s, bool extreme, struct rng *rng)
+{
+    struct qbuffer b[2];
+    struct backend ref, be;
+    struct weight wr[2], w[2];
+    struct err e;
+    int64_t n_out[2] = {s.n_out, s.n_out + 3};
+    float *x = guard_new(s.n_tok * s.n_in), *bias = mem_array((size_t)n_out[1], 4), *want[2], *first[2];
+    random_floats(rng, x, s.n_tok * s.n_in);
+    random_floats(rng, bias, n_out[1]);
+    assert_int_equal(cpu_ref_open(&ref, COMPUTE_F32, &e), 0);
+    for (int j = 0; j < 2; j++) {
+        qrandom(&b[j], f, n_out[j], s.n_in, dtype, rng, extreme);
+        assert_int_equal(ref.ops->load_weight(&ref, &wr[j], &b[j].w, &e), 0);
+        want[j] = mem_array((size_t)(s.n_tok * n_out[j]), 4);
+        first[j] = NULL;
+    }
+    ref.ops->matmul(&ref, (struct matmul[]){{want[0], &wr[0], NULL}, {want[1], &wr[1], bias}}, 2, x, s.n_tok);
+
+    for (int isa = 0; isa <= (int)isa_best(); isa++) {
+        char what[160];
+        snprintf(what, sizeof what, "matmul %s %s %dx%d, %d tokens", f->name, isa_name((enum isa)isa), (int)s.n_out,
+                 (int)s.n_in, (int)s.n_tok);
+        assert_int_equal(cpu_open(&be, COMPUTE_F32, (enum isa)isa, &e), 0);
+        for (int j = 0; j < 2; j++) assert_int_equal(be.ops->load_weight(&be, &w[j], &b[j].w, &e), 0);
+        for (int threads = 1; threads <= 3; threads++) {
+            par_set_threads(threads);
+            float *y[2] = {guard_new(s.n_tok * n_out[0]), guard_new(s.n_tok * n_out[1])};
+            be.ops->matmul(&be, (struct matmul[]){{y[0], &w[0], NULL}, {y[1], &w[1], bias}}, 2, x, s.n_tok);
+            for (int j = 0; j < 2; j++) {
+                size_t bytes = (size_t)(s.n_tok * n_out[j]) * 4;
+                if (threads == 1) {
+                    compare(y[j], want[j], s.n_tok * n_out[j], 1e-11, 1e30, 0, what);
+                    if (j == 0) check_matmul(y[0], want[0], x, &b[0].w, s.n_tok, what);
+                    first[j] = memcpy(mem_array(bytes, 1), y[j], bytes);
+                } else if (memcmp(y[j], first[j], bytes)) {
+                    fail_msg("%s: %d threads give other bits than one", what, threads);
+                }
+                guard_check(y[j], s.n_tok * n_out[j], what);
+            }
+        }
+        /* the last token alone gives the bits it has in the batch */
+        float *one = guard_new(n_out[0]);
+        be.ops->matmul(&be, &(struct matmul){one, &w[0], NULL}, 1, x + (s.n_tok - 1) * s.n_in, 1);
+        if (memcmp(one, first[0] + (s.n_tok - 1) * n_out[0], (size_t)n_out[0] * 4))
+            fail_msg("%s: a token alone gives other bits than in the batch", what);
+        guard_check(one, n_out[0], what);
+        for (int j = 0; j < 2; j++) {
+            be.ops->free_weight(&be, &w[j]);
+            free(first[j]);
+        }
+        backend_close(&be);
+    }
+    for (int j = 0; j < 2; j++) {
+        ref.ops->free_weight(&ref, &wr[j]);
+        qbuffer_free(&b[j]);
+        free(want[j]);
+    }
+    backend_close(&ref);
+    guard_check(x, s.n_tok * s.n_in, "x");
+    free(bias);
+}
+
+static void test_matmul_formats(void **state)
+{
+    (void)state;
+    static const struct shape shapes[] = {{13, 160, 5}, {29, 576, 3}, {7, 200, 9}};
+    struct rng rng = {2};
+    for (size_t f = 0; f < n_formats; f++)
+        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+            one_matmul(&formats[f], model_dtypes[s], shapes[s], s == 2, &rng);
+}
+
+static void test_matmul_shapes(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"f32", "f16", "bf16", "int4-g64", "int8-row", "nf4"};
+    static const int64_t widths[] = {1, 3, 16, 33, 64, 577, 1552, 3100}, heights[] = {1, 5, 6, 37};
+    struct rng rng = {3};
+    int64_t n_tok = 1;
+    for (size_t f = 0; f < sizeof names / sizeof *names; f++)
+        for (size_t k = 0; k < sizeof widths / sizeof *widths; k++)
+            for (size_t r = 0; r < sizeof heights / sizeof *heights; r++) {
+                one_matmul(format_find(names[f]), DT_F16, (struct shape){heights[r], widths[k], n_tok}, false, &rng);
+                n_tok = n_tok % 17 + 1;
+            }
+    /* large enough that several threads really share it */
+    one_matmul(format_find("f16"), DT_F16, (struct shape){700, 1600, 17}, false, &rng);
+    one_matmul(format_find("int4-g32"), DT_F16, (struct shape){700, 1600, 2}, false, &rng);
+}
+
+static void test_embed(void **state)
+{
+    (void)state;
+    struct rng rng = {4};
+    for (size_t f = 0; f < n_formats; f++) {
+        struct qbuffer b;
+        struct backend be;
+        struct weight w;
+        struct err e;
+        enum { V = 50, N = 96, T = 40 };
+        int32_t tokens[T];
+        for (int t = 0; t < T; t++) tokens[t] = t < 2 ? t * (V - 1) : (int32_t)rng_below(&rng, V);
+        qrandom(&b, &formats[f], V, N, DT_F16, &rng, false);
+        for (int isa = 0; isa <= (int)isa_best(); isa++) {
+            assert_int_equal(cpu_open(&be, COMPUTE_F32, (enum isa)isa, &e), 0);
+            assert_int_equal(be.ops->load_weight(&be, &w, &b.w, &e), 0);
+            float *x = guard_new(T * N), want[N];
+            be.ops->embed(&be, x, &w, tokens, T);
+            for (int t = 0; t < T; t++) {
+                qweight_rows_f32(&b.w, tokens[t], 1, want);
+                assert_memory_equal(x + t * N, want, sizeof want);
+            }
+            guard_check(x, T * N, "embed");
+            be.ops->free_weight(&be, &w);
+            backend_close(&be);
+        }
+        qbuffer_free(&b);
+    }
+}
+
+static void test_open(void **state)
+{
+    (void)state;
+    struct backend be;
+    struct err e;
+    static const char *const bad[][3] = {{"cuda", "f32", "without CUDA"}, {"cuda:1", "f32", "without CUDA"},
+                                         {"tpu", "f32", "unknown"},       {"cudax", "f32", "unknown"},
+                                         {"cpu", "f64", "unknown"},       {"cpu", "bf16", "not offered"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(backend_open(&be, bad[i][0], bad[i][1], &e), -1);
+        if (!strstr(e.msg, bad[i][2])) fail_msg("%s %s: %s", bad[i][0], bad[i][1], e.msg);
+        backend_close(&be);
+    }
+    assert_int_equal(backend_open(&be, "cpu", "auto", &e), 0);
+    assert_string_equal(be.ops->name, "cpu");
+    backend_close(&be);
+}
+
+int main(void)
+{
+    list_formats();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_open),           cmocka_unit_test(test_dequant_is_exact), cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_matmul_formats), cmocka_unit_test(test_matmul_shapes),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
