@@ -106,7 +106,8 @@ format_of='def glob: gsub("\\."; "\\.") | gsub("\\*"; ".*") | "^" + . + "$";
 @test "kept linears keep their format, tied ones share it" {
     records 4 2 int4-g64 int8-row >"$t/r"
     plan --argjson budget 11 --argjson keep '{"*.layers.0.*":"f16"}' "$t/r" >"$t/plan"
-    jq -e '[.rules[] | select(.match == "model.layers.0.*" and .format == "f16")] | length == 1' "$t/plan"
+    jq -e --slurpfile r "$t/r" "$format_of"'. as $p | [$r[0].results.tensors[].name | select(contains(".layers.0."))
+        | format_of($p; .)] | length == 7 and all(. == "f16")' "$t/plan"
     plan --argjson budget 6 --argjson ties '"servers"' "$t/r" >"$t/plan"
     jq -e "$format_of"'. as $p | [range(2) as $l | [["q", "k", "v"], ["gate", "up"]][]
         | map(format_of($p; "model.layers.\($l).\(if . == "gate" or . == "up" then "mlp" else "self_attn" end).\(.)_proj"))
