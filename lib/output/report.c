@@ -48,14 +48,16 @@ char *values_of(const struct rows *rs, char which, const char *path)
     return all;
 }
 
-/* Name of the row that the paired differences are against: the model given as --ref. */
-static const char *reference_name(const struct rows *rs)
+/* Name of the model that the paired differences are against, the one given as --ref: its row's, or its folder's. New
+ * string, NULL if there is none. */
+static char *reference_name(const struct rows *rs)
 {
     for (size_t i = 0; i < rs->n; i++) {
-        const char *ref = str_at(record_input(rs->r[i].ppl, "ref"), "sha256");
-        for (size_t k = 0; ref && k < rs->n; k++)
-            if (!strcmp(rs->r[k].digest, ref)) return rs->r[k].name;
-        if (ref) return "the reference";
+        const json_t *ref = record_input(rs->r[i].ppl, "ref");
+        const char *digest = str_at(ref, "sha256"), *path = str_at(ref, "path");
+        for (size_t k = 0; digest && k < rs->n; k++)
+            if (!strcmp(rs->r[k].digest, digest)) return mem_strdup(rs->r[k].name);
+        if (path) return row_name(path);
     }
     return NULL;
 }
@@ -121,7 +123,8 @@ static void published(FILE *f)
 static void notes(const struct rows *rs, FILE *f)
 {
     const json_t *p = first_of(rs, 'p'), *b = first_of(rs, 'b');
-    const char *ref = reference_name(rs), *bad = NULL;
+    const char *bad = NULL;
+    char *plain = reference_name(rs), *ref = plain ? md_escape(plain) : NULL;
     fputs("\n## What the numbers mean\n\n", f);
     fputs("- **GiB on disk**: the folder's `*.safetensors` files. **GiB in memory**: weights as loaded for the speed "
           "measurement. 1 GiB = 2^30 bytes.\n"
@@ -154,7 +157,7 @@ static void notes(const struct rows *rs, FILE *f)
         char *comp = values_of(rs, 'b', "params.compute"), *dev = values_of(rs, 'b', "params.device");
         char *cpu = values_of(rs, 'b', "host.cpu"), *gpu = values_of(rs, 'b', "host.gpu");
         char *thr = values_of(rs, 'b', "params.threads");
-        fprintf(f, "- **TTFT, prefill, decode**: medians of %s trials after %s warm-ups; one pass a trial, %s prompt tokens in, "
+        fprintf(f, "- **TTFT, prefill, decode**: medians of %s trials (warm-ups: %s); one pass a trial, %s prompt tokens in, "
                    "%s tokens out, greedy, end of text ignored; TTFT = prompt in to first token id out, decode = (N−1)/(t_N − "
                    "t_1). Computed in %s on %s (%s%s%s), %s threads.\n",
                 fmt_num(num_at(b, "params.trials", &bad), 0), fmt_num(num_at(b, "params.warmup", &bad), 0),
@@ -166,6 +169,8 @@ static void notes(const struct rows *rs, FILE *f)
         free(gpu);
         free(thr);
     }
+    free(plain);
+    free(ref);
     fputs("- **int4-row** is naive INT4 (one group a row). **int4-strided128** is the original experiment's interleaved "
           "grouping, kept for comparison; **int4-g128** is what it meant to do.\n",
           f);

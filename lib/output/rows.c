@@ -57,8 +57,7 @@ const char *path_last(const char *path)
     return slash ? slash + 1 : path;
 }
 
-/* "out/m/int4-g64/model" → "int4-g64"; "/tmp/mine/" → "mine" */
-static char *row_name(const char *path)
+char *row_name(const char *path)
 {
     size_t n = strlen(path);
     while (n > 1 && path[n - 1] == '/') n--;

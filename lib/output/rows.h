@@ -55,5 +55,7 @@ const json_t *record_input(const json_t *rec, const char *role);
 /* Folder part of a path, in a new string ("." if none); the last part, borrowed. */
 char *path_dir(const char *path);
 const char *path_last(const char *path);
+/* What a model's folder is called: "out/m/int4-g64/model" → "int4-g64", "/tmp/mine/" → "mine". New string. */
+char *row_name(const char *path);
 
 #endif

@@ -197,7 +197,11 @@ const char *fmt_sig(double v, int digits)
     return minus(ring(), v, d < 0 ? 0 : d > 12 ? 12 : d, "");
 }
 
-const char *fmt_gib(double bytes) { return fmt_sig(bytes / 1073741824.0, 3); }
+const char *fmt_gib(double bytes)
+{
+    double gib = bytes / 1073741824.0;
+    return gib < 1e-4 ? fmt_num(gib, 6) : fmt_sig(gib, 3);
+}
 
 const char *fmt_pm(double v, double se, int sign)
 {
