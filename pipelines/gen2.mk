@@ -85,7 +85,7 @@ $(M)/$(2)/ppl.json: $(M)/$(2)/quant.json $(M)/f16/quant.json $(M)/.stamp/ppl $(S
 	@$$(call json,'$(B)/qppl' -q '$$(@D)/model' --text '$$(call q,$$(TEXT_PATH))' --text-form '$$(call q,$$(TEXT_FORM))' \
 	    --protocol '$$(call q,$$(PROTOCOL))' $$(if $$(CHARS),--chars '$$(call q,$$(CHARS))') \
 	    $$(if $$(WINDOWS),--max-windows '$$(call q,$$(WINDOWS))') $$(device_opts) --nll '$$(@D)/ppl.nll' \
-	    $(if $(filter-out f16,$(1)),--ref $(M)/f16/model))
+	    $(if $(filter-out f16,$(1)),--ref $(M)/f16/model --ref-cache $(M)/f16/ref.states))
 endef
 
 # Speed is measured when nothing else runs: after all perplexities, one format after another, whatever -j says.

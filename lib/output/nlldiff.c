@@ -41,16 +41,9 @@ void nll_diff(struct nll_diff *d, const double *a, const double *b, int64_t n, i
 
 int64_t nll_block(const json_t *rec, int64_t n)
 {
-    const char *protocol = str_at(rec, "results.protocol"), *bad = NULL;
-    double ctx = num_at(rec, "params.ctx", &bad);
-    int64_t scored = 0;
-    if (protocol && !strcmp(protocol, "llamacpp")) {
-        int64_t c = ctx >= 4 && ctx < 1e9 ? (int64_t)ctx : 512;
-        scored = c - c / 2 - 1;
-    } else if (protocol && !strcmp(protocol, "gptq")) {
-        scored = 2047;
-    }
-    if (scored && n / scored >= 10) return scored;
+    const char *bad = NULL;
+    double windows = num_at(rec, "results.n_windows", &bad);
+    if (windows >= 10 && windows <= (double)n && n % (int64_t)windows == 0) return n / (int64_t)windows;
     return n >= 640 ? 64 : n >= 10 ? n / 10 : 1;
 }
 
@@ -77,11 +70,12 @@ static char *find_nll(const json_t *rec, const char *path, struct err *e)
 
 static int check_digest(const json_t *rec, const char *path, const char *file, const char *buf, size_t n, struct err *e)
 {
-    const char *const where[] = {"nll.sha256", "output.sha256", "results.nll_sha256"};
-    for (size_t i = 0; i < sizeof where / sizeof *where; i++) {
-        const char *want = str_at(rec, where[i]);
+    const json_t *outputs = json_object_get(rec, "outputs");
+    for (size_t i = 0; i < json_array_size(outputs); i++) {
+        const json_t *o = json_array_get(outputs, i);
+        const char *role = str_at(o, "role"), *want = str_at(o, "sha256");
         char have[65];
-        if (!want) continue;
+        if (!role || strcmp(role, "nll") || !want) continue;
         sha256_hex(buf, n, have);
         if (strcmp(want, have)) return err_set(e, "%s: not the file that %s was written with (sha256 differs)", file, path);
     }

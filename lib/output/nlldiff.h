@@ -19,8 +19,8 @@ struct nll_diff {
 void nll_diff(struct nll_diff *d, const double *a, const double *b, int64_t n, int64_t block, int64_t resamples,
               uint64_t seed);
 
-/* A block length for records of this protocol: the tokens a window scores where that gives at least 10 blocks, else 64,
- * or a tenth of the text where it is shorter than that. */
+/* A block length for this record's n tokens: what a window scores where there are 10 windows of one size or more, else
+ * 64, or a tenth of the text where it is shorter than that. */
 int64_t nll_block(const json_t *rec, int64_t n);
 
 /* Read the values that record `path` points at (params.nll, looked for as it is and beside the record): f32, little

@@ -207,7 +207,7 @@ const char *fmt_pm(double v, double se, int sign)
 {
     if (!isfinite(v) || fabs(v) > 1e30) return "–";
     char *buf = ring(), tail[32] = "";
-    int d = 4;
+    int d = se == 0 ? 2 : 4;
     if (isfinite(se) && se > 0 && se < 1e30) d = 1 - (int)floor(log10(se));
     d = d < 0 ? 0 : d > 5 ? 5 : d;
     if (isfinite(se) && se < 1e30) snprintf(tail, sizeof tail, " ± %.*f", d, se);
