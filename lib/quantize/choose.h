@@ -41,6 +41,14 @@ void nested_quantize(float *absmax, int64_t n, uint8_t *codes, float *nested, fl
 /* bitsandbytes' signed dynamic map (create_dynamic_map). */
 void nested_map(float map[256]);
 
+/* Compiled for wider vectors too and chosen when the program starts. No multiply-add and a fixed order of sums: the same
+ * results either way. */
+#if defined __x86_64__ && defined __gnu_linux__ && !defined __SANITIZE_ADDRESS__ && !defined __clang__
+#define WIDE __attribute__((target_clones("avx2", "default")))
+#else
+#define WIDE
+#endif
+
 /* ---- rounding of values, without branches so that loops vectorize; the same results as base/half.h ---- */
 
 static inline float round_f16(float v)

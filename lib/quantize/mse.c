@@ -19,35 +19,83 @@
 #define STEP_FIRST 1.06f
 #define ROUNDS 4
 
-/* Σxq and Σqq of the nearest codes within lo … hi for the scale 1/inv. */
-static void try_scale(const float *x, int64_t n, float inv, float lo, float hi, float *sxq, float *sqq)
+/* Eight lanes as one value; the compiler maps them to whatever the processor has. */
+typedef float vfloat __attribute__((vector_size(4 * LANES)));
+typedef int32_t vint __attribute__((vector_size(4 * LANES)));
+typedef double vdouble __attribute__((vector_size(8 * LANES)));
+#define SELECT(mask, a, b) ((vfloat)(((mask) & (vint)(a)) | (~(mask) & (vint)(b))))
+
+/* The nearest codes of 8 weights for quotients v, as floats. */
+#define CODES(v, lo, hi)                            \
+    do {                                            \
+        v = SELECT(v < (lo), (vfloat){0} + (lo), v); \
+        v = SELECT(v > (hi), (vfloat){0} + (hi), v); \
+        v = (v + 12582912.0f) - 12582912.0f;        \
+    } while (0)
+
+/* 8 weights from x + i, zeros beyond n: a zero has code 0 and adds nothing to any sum. */
+#define LOAD(v, x, i, n)                                                                       \
+    do {                                                                                       \
+        v = (vfloat){0};                                                                       \
+        memcpy(&v, (x) + (i), (n) - (i) < LANES ? (size_t)((n) - (i)) * sizeof(float) : sizeof v); \
+    } while (0)
+
+static float sum_lanes(const float *a) { return ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7])); }
+
+/* Σxq and Σqq of the nearest codes within lo … hi (lo ≤ 0 ≤ hi) for the scale 1/inv. */
+WIDE static void try_scale(const float *x, int64_t n, float inv, float lo, float hi, float *sxq, float *sqq)
 {
-    float a[LANES] = {0}, b[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int k = 0; k < LANES; k++) {
-            float q = round_even(clampf(x[i + k] * inv, lo, hi));
-            a[k] += x[i + k] * q;
-            b[k] += q * q;
-        }
-    for (; i < n; i++) {
-        float q = round_even(clampf(x[i] * inv, lo, hi));
-        a[0] += x[i] * q;
-        b[0] += q * q;
+    vfloat a = {0}, b = {0}, v, q;
+    for (int64_t i = 0; i < n; i += LANES) {
+        if (n - i >= LANES) memcpy(&v, x + i, sizeof v);
+        else LOAD(v, x, i, n);
+        q = v * inv;
+        CODES(q, lo, hi);
+        a += v * q;
+        b += q * q;
     }
-    *sxq = ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7]));
-    *sqq = ((b[0] + b[1]) + (b[2] + b[3])) + ((b[4] + b[5]) + (b[6] + b[7]));
+    float lanes[LANES];
+    memcpy(lanes, &a, sizeof a);
+    *sxq = sum_lanes(lanes);
+    memcpy(lanes, &b, sizeof b);
+    *sqq = sum_lanes(lanes);
 }
 
-/* Squared error of (q − z)·s as a reader dequantizes it. */
+/* Squared error of the nearest codes for scale s, as a reader dequantizes them: code·s rounded to dtype. */
+WIDE static double try_exact(enum dtype dtype, const float *x, int64_t n, float s, float lo, float hi)
+{
+    vdouble sum = {0};
+    vfloat v, q;
+    for (int64_t i = 0; i < n; i += LANES) {
+        if (n - i >= LANES) memcpy(&v, x + i, sizeof v);
+        else LOAD(v, x, i, n);
+        q = v / s;
+        CODES(q, lo, hi);
+        q *= s;
+        float lanes[LANES];
+        memcpy(lanes, &q, sizeof q);
+        if (dtype == DT_F16)
+            for (int k = 0; k < LANES; k++) lanes[k] = round_f16(lanes[k]);
+        else if (dtype == DT_BF16)
+            for (int k = 0; k < LANES; k++) lanes[k] = round_bf16(lanes[k]);
+        memcpy(&q, lanes, sizeof q);
+        vdouble d = __builtin_convertvector(v, vdouble) - __builtin_convertvector(q, vdouble);
+        sum += d * d;
+    }
+    double lanes[LANES];
+    memcpy(lanes, &sum, sizeof sum);
+    return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+}
+
+/* Squared error of given codes. */
 static double int_error(enum dtype dtype, const float *x, int64_t n, const int8_t *q, int z, float s)
 {
-    double sum[4] = {0};
+    double sum = 0;
     for (int64_t i = 0; i < n; i++) {
         double d = (double)x[i] - (double)round_to_dtype(dtype, (float)(q[i] - z) * s);
-        sum[i & 3] += d * d;
+        sum += d * d;
     }
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    return sum;
 }
 
 struct best {
@@ -62,26 +110,34 @@ static void nearest_codes(const float *x, int64_t n, float s, int z, int lo, int
     for (int64_t i = 0; i < n; i++) q[i] = (int8_t)((int)round_even(clampf(x[i] / s, flo, fhi)) + z);
 }
 
-/* One zero point and sign: search the scale, refine, keep what beats *best. q is scratch. */
-static void search_scale(enum dtype dtype, const float *x, int64_t n, float base, int z, int lo, int hi, int8_t *q,
-                         struct best *best)
+/* Over the grid of scales, every `stride`th: the largest (Σxq)²/Σqq, which is how much of Σxx the codes can explain, and
+ * the scale they want in *s. */
+static double search_grid(const float *x, int64_t n, float base, int stride, float lo, float hi, float *s)
 {
-    if (!(base != 0) || !isfinite(base)) return;
-    float flo = (float)(lo - z), fhi = (float)(hi - z), sxq, sqq, p = STEP_FIRST, s = 0;
     double gain = 0;
-    for (int i = 0; i < STEPS; i++, p *= STEP) {
+    float sxq, sqq, p = STEP_FIRST;
+    for (int i = 0; i < STEPS && base != 0 && isfinite(base); i++, p *= STEP) {
+        if (i % stride) continue;
         float inv = 1.0f / (base * p);
         if (!isfinite(inv)) break;
-        try_scale(x, n, inv, flo, fhi, &sxq, &sqq);
+        try_scale(x, n, inv, lo, hi, &sxq, &sqq);
         if (sqq == 0 || !((double)sxq * sxq / sqq > gain)) continue;
         gain = (double)sxq * sxq / sqq;
-        s = sxq / sqq;
+        *s = sxq / sqq;
     }
+    return gain;
+}
+
+/* One zero point and sign: search the scale, refine, keep what beats *best. */
+static void search_scale(enum dtype dtype, const float *x, int64_t n, float base, int z, int lo, int hi,
+                         struct best *best)
+{
+    float flo = (float)(lo - z), fhi = (float)(hi - z), sxq, sqq, s = 0;
+    if (search_grid(x, n, base, 1, flo, fhi, &s) == 0) return;
     for (int i = 0; i < ROUNDS; i++) {
         s = round_to_dtype(dtype, s);
         if (s == 0 || !isfinite(s)) return;
-        nearest_codes(x, n, s, z, lo, hi, q);
-        double err = int_error(dtype, x, n, q, z, s);
+        double err = try_exact(dtype, x, n, s, flo, fhi);
         if (err < best->err) *best = (struct best){err, s, z};
         try_scale(x, n, 1.0f / s, flo, fhi, &sxq, &sqq);
         if (sqq == 0 || round_to_dtype(dtype, sxq / sqq) == s) return;
@@ -109,12 +165,21 @@ static void search_int(choose_int_fn *rtn, const struct format *f, bool symmetri
         mx = x[i] > mx ? x[i] : mx;
     }
     if (symmetric) {
-        search_scale(dtype, x, n, unclipped(mn, mx, 0, lo, hi), 0, lo, hi, q, &best);
-        search_scale(dtype, x, n, -unclipped(-mx, -mn, 0, lo, hi), 0, lo, hi, q, &best);
+        search_scale(dtype, x, n, unclipped(mn, mx, 0, lo, hi), 0, lo, hi, &best);
+        search_scale(dtype, x, n, -unclipped(-mx, -mn, 0, lo, hi), 0, lo, hi, &best);
     } else {
-        /* zero points near rtn's; clipping one side moves the best one by a step or two */
-        for (int t = *z - 3; t <= *z + 3; t++)
-            if (t >= lo && t <= hi) search_scale(dtype, x, n, unclipped(mn, mx, t, lo, hi), t, lo, hi, q, &best);
+        /* Zero points near rtn's: clipping one side moves the best one by a step or two. A coarse grid picks two. */
+        int first = *z, second = *z;
+        double gain1 = -1, gain2 = -1;
+        for (int t = *z - 3; t <= *z + 3; t++) {
+            if (t < lo || t > hi) continue;
+            float s;
+            double gain = search_grid(x, n, unclipped(mn, mx, t, lo, hi), 4, (float)(lo - t), (float)(hi - t), &s);
+            if (gain > gain1) second = first, gain2 = gain1, first = t, gain1 = gain;
+            else if (gain > gain2) second = t, gain2 = gain;
+        }
+        search_scale(dtype, x, n, unclipped(mn, mx, first, lo, hi), first, lo, hi, &best);
+        search_scale(dtype, x, n, unclipped(mn, mx, second, lo, hi), second, lo, hi, &best);
     }
     if (!(best.err < rtn_best.err)) {
         rtn(f, dtype, x, n, q, z, scale);
@@ -141,7 +206,7 @@ static void strided_group(const struct format *f, enum dtype dtype, const float 
 /* ---- code books ---- */
 
 /* Σx·v and Σv·v of the nearest book values v for absmax 1/inv; n ≤ 64. */
-static void try_absmax(const float *book, const struct book_order *o, const float *x, int64_t n, float inv, float *sxv,
+WIDE static void try_absmax(const float *book, const struct book_order *o, const float *x, int64_t n, float inv, float *sxv,
                        float *svv)
 {
     float y[64] = {0}, v[64] = {0}, z[64] = {0};

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-void rtn_codes(enum dtype dtype, const float *x, int64_t n, float s, int z, int lo, int hi, int8_t *q)
+WIDE void rtn_codes(enum dtype dtype, const float *x, int64_t n, float s, int z, int lo, int hi, int8_t *q)
 {
     float flo = (float)lo, fhi = (float)hi, fz = (float)z;
     if (s == 0) { /* the scale underflowed its dtype: ±Inf is clamped, 0/0 becomes code 0 */
@@ -85,12 +85,17 @@ struct book_order book_order(const float *book)
     return o;
 }
 
-void book_codes(const struct book_order *o, const float *x, int64_t n, uint8_t *q)
+WIDE void book_codes(const struct book_order *o, const float *x, int64_t n, uint8_t *q)
 {
-    for (int64_t i = 0; i < n; i++) {
-        int below = 0;
-        for (int j = 0; j < 15; j++) below += o->bounds[j] < x[i];
-        q[i] = o->order[below];
+    int32_t below[64];
+    for (int64_t b = 0; b < n; b += 64) {
+        int m = n - b < 64 ? (int)(n - b) : 64;
+        for (int i = 0; i < m; i++) below[i] = 0;
+        for (int j = 0; j < 15; j++) {
+            float t = o->bounds[j];
+            for (int i = 0; i < m; i++) below[i] += t < x[b + i];
+        }
+        for (int i = 0; i < m; i++) q[b + i] = o->order[below[i]];
     }
 }
 
