@@ -82,7 +82,7 @@ static void write_folder(struct folder *f)
     struct err e;
     struct bar bar;
     char why[512];
-    json_t *portable = container_portable(f->recipe);
+    json_t *portable = folder_portable(f);
     if (strcmp(json_string_value(json_object_get(portable, "transformers")), "yes"))
         msg_warn("%s: not for every program: %s", o.out, json_string_value(json_object_get(portable, "why")));
     json_decref(portable);

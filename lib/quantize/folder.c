@@ -290,6 +290,21 @@ int folder_write(struct folder *f, const char *dir, void (*on_bytes)(void *ctx, 
 
 /* ---- results ---- */
 
+/* Loaders turn every plain tensor into the model's dtype: one stored in another would be rounded there, not here. */
+json_t *folder_portable(const struct folder *f)
+{
+    for (size_t i = 0; i < f->n; i++) {
+        const struct folder_item *x = &f->items[i];
+        enum dtype t = x->entry ? x->entry->fmt->kind == CODE_FLOAT ? x->entry->fmt->dtype : f->model_dtype : x->dtype;
+        if (t == f->model_dtype) continue;
+        char why[256];
+        snprintf(why, sizeof why, "%s is %s in a folder of %s, and is rounded on loading", x->name, dtype_traits(t)->name,
+                 dtype_traits(f->model_dtype)->name);
+        return json_pack("{s:s,s:s,s:s}", "transformers", "no", "vllm", "no", "why", why);
+    }
+    return container_portable(f->recipe);
+}
+
 json_t *folder_results(const struct folder *f)
 {
     json_t *tensors = json_array(), *o = json_object();
@@ -325,6 +340,6 @@ json_t *folder_results(const struct folder *f)
     json_put(o, "read_bytes_per_token", json_integer(read));
     json_put(o, "n_files", json_integer((json_int_t)f->n_files));
     json_put(o, "tied_embeddings", json_boolean(f->tied));
-    json_put(o, "portable", container_portable(f->recipe));
+    json_put(o, "portable", folder_portable(f));
     return o;
 }

@@ -39,6 +39,8 @@ int folder_write(struct folder *f, const char *dir, void (*on_bytes)(void *ctx, 
                  char tokenizer_why[512], struct err *e);
 /* qquant's results: tensors, bytes_before, …, portable. Before writing, errors are null. Caller owns. */
 json_t *folder_results(const struct folder *f);
+/* container_portable, and the dtypes of what is not packed. Caller owns. */
+json_t *folder_portable(const struct folder *f);
 void folder_free(struct folder *f);
 
 #endif
