@@ -14,6 +14,21 @@
 
 #define RESULTS_VERSION 1
 
+static int given_argc;
+static char **given_argv;
+
+/* record_begin with the command line as it was given. */
+static void begin(struct record *r, const struct tool *t, int argc, char **argv)
+{
+    json_t *a = json_array();
+    record_begin(r, t, argc, argv);
+    for (int i = 0; i < given_argc; i++) {
+        json_t *s = json_string(given_argv[i]);
+        json_array_append_new(a, s ? s : json_string_nocheck(given_argv[i]));
+    }
+    json_put(r->root, "argv", a);
+}
+
 static void inputs(struct record *r, char **paths, int n)
 {
     struct err e;
@@ -48,12 +63,12 @@ static int cmd_table(int argc, char **argv)
                                 "delta_nll{mean,se}, verdict, …}], files[…].\nWith SAVE_EVAL_RESULTS set, the rows are "
                                 "also appended to metrics.csv (METRICS= moves it).\n"};
     int n;
-    char **paths = args_parse(&t, argc - 1, argv + 1, &n);
+    char **paths = args_parse(&t, argc, argv, &n);
     struct record rec;
     struct rows rs;
     struct err e;
     if (want.png && !want.plot) die_usage("--png needs --plot");
-    record_begin(&rec, &t, argc, argv);
+    begin(&rec, &t, argc, argv);
     read_rows(&rs, paths, n);
     inputs(&rec, paths, n);
     json_t *files = json_array();
@@ -98,7 +113,7 @@ static int cmd_diff(int argc, char **argv)
                                 "block bootstrap),\nboot_se, n, block, n_blocks, resamples, verdict "
                                 "(B is worse, better, cannot-tell).\n"};
     int n;
-    char **paths = args_parse(&t, argc - 1, argv + 1, &n);
+    char **paths = args_parse(&t, argc, argv, &n);
     if (n != 2) die_usage("two qppl records were expected, %d given", n);
     struct record out;
     struct err e;
@@ -106,7 +121,7 @@ static int cmd_diff(int argc, char **argv)
     double *v[2];
     int64_t count[2];
     char *file[2];
-    record_begin(&out, &t, argc, argv);
+    begin(&out, &t, argc, argv);
     inputs(&out, paths, n);
     for (int i = 0; i < 2; i++)
         if (!(rec[i] = record_read(paths[i], "qppl", &e))) die("%s", e.msg);
@@ -156,13 +171,13 @@ static int cmd_check(int argc, char **argv)
                      .details = "Exit 1 and one line naming the limit if a row breaks one, or if its records do not tell "
                                 "the figure.\nresults: rows[…], files[].\n"};
     int n;
-    char **paths = args_parse(&t, argc - 1, argv + 1, &n);
+    char **paths = args_parse(&t, argc, argv, &n);
     if (isnan(l.max_dlnppl) && isnan(l.min_top1) && isnan(l.max_gib) && isnan(l.min_decode_tps))
         die_usage("no limit given");
     struct record rec;
     struct rows rs;
     struct err e;
-    record_begin(&rec, &t, argc, argv);
+    begin(&rec, &t, argc, argv);
     read_rows(&rs, paths, n);
     inputs(&rec, paths, n);
     if (limits_check(&rs, &l, &e)) die("%s", e.msg);
@@ -186,8 +201,20 @@ static const struct {
 
 int main(int argc, char **argv)
 {
-    for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
-        if (!strcmp(argv[1], commands[i].name)) return commands[i].run(argc, argv);
+    /* The command is the first argument that is no option; it takes the tool's name's place, so that options before it
+     * (-q, --seed=1) are the command's too. */
+    int at = 1;
+    while (at < argc && argv[at][0] == '-') at++;
+    for (size_t i = 0; at < argc && i < sizeof commands / sizeof *commands; i++) {
+        if (strcmp(argv[at], commands[i].name)) continue;
+        given_argc = argc;
+        given_argv = argv;
+        char **args = mem_new((size_t)argc, sizeof *args);
+        for (int k = 1, n = 1; k < argc; k++)
+            if (k != at) args[n++] = argv[k];
+        args[0] = argv[at];
+        return commands[i].run(argc - 1, args);
+    }
     char *details = mem_strdup("Commands (qreport COMMAND --help tells more):\n");
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
         char *more = mem_printf("%s  %-8s %s\n", details, commands[i].name, commands[i].help);
@@ -199,5 +226,5 @@ int main(int argc, char **argv)
     int n;
     char **rest = args_parse(&t, argc, argv, &n);
     if (n == 0) die_usage("no command given");
-    die_usage("%s: unknown command, or not in first place", rest[0]);
+    die_usage("%s: unknown command, or not the first argument that is no option", rest[0]);
 }
