@@ -250,10 +250,15 @@ def greedy($items; $budget):
          if .price then . elif $bytes > .slack then .price = -$gain else .slack -= $bytes | .base[$i] = $k end)
     | .price |= (. // 0);
 
+# At most $cap of a front's partial choices: half with the least penalties, half the best of each range of bytes.
+def thin($front; $cap):
+    $front[0][0] as $lo | (($front[-1][0] - $lo + 1) / $cap * 2) as $width
+    | $front | sort_by(.[2], .[0]) | .[:$cap / 2] + (.[$cap / 2:] | group_by((.[0] - $lo) / $width | floor) | map(min_by(.[2])));
+
 # Exact finish. At this price of a byte every option has a penalty: what damage + price * bytes exceeds its item's least by.
 # A full choice costs the Lagrangian bound + its penalties + price * unused bytes, so options and partial choices whose
 # penalties alone reach the best cost known are dropped. Of the rest, [extra bytes, extra damage, options so far] against
-# the base choice, the Pareto front is kept: with more than $cap of them the least penalties, and then nothing is proved.
+# the base choice, the Pareto front is kept; where it has to be thinned, the result is good, but nothing is proved.
 def finish($core; $price; $slack; $best; $cap):
     ($core | length) as $n
     | (reduce range($n - 1; -1; -1) as $i ([[0, 0]];  # what the items still to come can take off or add
@@ -267,7 +272,7 @@ def finish($core; $price; $slack; $best; $cap):
            | sort
            | [foreach .[] as $p ([infinite, false]; if $p[1] < .[0] then [$p[1], true] else [.[0], false] end;
                                  select(.[1]) | $p)]) as $front
-        | if $front | length > $cap then {front: ($front | sort_by(.[2], .[0]) | .[:$cap]), cut: true} else .front = $front end)
+        | if $front | length > $cap then {front: (thin($front; $cap)), cut: true} else .front = $front end)
     | .found = (.front | map({damage: .[1], extra: .[0], picks: [.[3] | recurse(.[1]; . != null) | select(. != null) | .[0]]})
                 | min_by(.damage, .extra) | if . then .picks |= reverse else . end)
     | del(.front);
@@ -292,11 +297,15 @@ def choose($items; $budget):
           | .items = ($core | map(.i));
     if $slack == 0 or $price == 0 then {choice: $base, bound: $bound, optimal: true}
     else
-        run($damage - $bound; 100) as $rough
-        | ([$damage, $damage + ($rough.found.damage // 0)] | min) as $known
-        | (if $rough.cut then run($known - $bound; 3000) else $rough end) as $fine
-        | ([{found: {damage: 0, picks: []}, items: []}, $rough, $fine] | map(select(.found)) | min_by(.found.damage)) as $won
-        | {bound: $bound, optimal: ($fine.cut | not),
+        def better($a): if .found and .found.damage < $a.found.damage then . else $a end;
+        # each round knows a better choice than the one before, so its core is smaller and the front fits more of it
+        reduce (60, 60, 100, 200, 400, 600) as $cap ({won: {found: {damage: 0, picks: []}, items: []}, cut: true};
+            if .cut then .won as $won
+                 | run($damage - $bound + $won.found.damage; $cap) as $r
+                 | {won: ($r | better($won)), cut: $r.cut}
+            else . end)
+        | .won as $won
+        | {bound: $bound, optimal: (.cut | not),
            choice: (reduce range($won.items | length) as $j ($base; .[$won.items[$j]] = $won.found.picks[$j]))}
     end;
 
