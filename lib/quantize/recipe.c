@@ -150,7 +150,7 @@ static int resolve(struct recipe *r, const json_t *recipe, const char *method, c
     const struct format *f = NULL;
     const struct method *m;
     if (!json_is_object(recipe)) return err_set(e, "not an object {\"default\", \"rules\"}");
-    if (known_keys(recipe, "|default|rules|method|name|comment|", e) ||
+    if (known_keys(recipe, "|default|rules|method|name|comment|plan|", e) ||
         json_get_str(recipe, "default", false, NULL, &dflt, e) || json_get_str(recipe, "method", false, "rtn", &own, e) ||
         find_method(method ? method : own, &m, e) || (dflt && find_format(dflt, &f, e)) ||
         apply_rules(r, json_object_get(recipe, "rules"), done, e))
