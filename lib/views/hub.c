@@ -266,10 +266,8 @@ static int fetch_file(struct hub *h, const char *name, struct err *e)
     if (stat(path, &st) || (int64_t)st.st_size != w.size) {
         msg_stage("%s (%.1f MB)%s", name, (double)w.size / 1e6, stat(part, &st) || !st.st_size ? "" : ", going on");
         rc = http_get_file(h->http, url, part, w.size, on_progress, h, &r, e);
-        if (rc == 0 && r.status / 100 != 2) {
-            unlink(part);
-            rc = refused(h, name, &r, e);
-        }
+        if (stat(part, &st) == 0 && st.st_size == 0 && w.size > 0) unlink(part);
+        if (rc == 0 && r.status / 100 != 2) rc = refused(h, name, &r, e);
         if (rc == 0) rc = verify(h, &w, part, e);
         if (rc == 0 && rename(part, path)) rc = err_sys(e, "%s: cannot rename", part);
     }
