@@ -14,9 +14,9 @@
 
 static int part_check(const struct tensor *t, enum dtype dtype, int n_dims, const int64_t *shape, struct err *e)
 {
-    if (!t) return err_set(e, "is missing");
+    if (!t) return err_set(e, "missing");
     if (dtype == DT_COUNT ? !dtype_is_float(t->dtype) : t->dtype != dtype)
-        return err_set(e, "has dtype %s (%s was expected)", dtype_traits(t->dtype)->name,
+        return err_set(e, "dtype %s (%s was expected)", dtype_traits(t->dtype)->name,
                        dtype == DT_COUNT ? "F16, BF16 or F32" : dtype_traits(dtype)->name);
     bool same = t->n_dims == n_dims;
     for (int i = 0; same && i < n_dims; i++) same = t->shape[i] == shape[i];
@@ -24,10 +24,10 @@ static int part_check(const struct tensor *t, enum dtype dtype, int n_dims, cons
         char want[64] = "";
         for (int i = 0; i < n_dims; i++)
             snprintf(want + strlen(want), sizeof want - strlen(want), "%s%lld", i ? ", " : "", (long long)shape[i]);
-        return err_set(e, "has another shape than its scheme implies ([%s] was expected)", want);
+        return err_set(e, "another shape than its scheme implies ([%s] was expected)", want);
     }
     if ((uintptr_t)t->data % dtype_traits(t->dtype)->block_bytes)
-        return err_set(e, "is not aligned to its element size in the file");
+        return err_set(e, "not aligned to its element size in the file");
     return 0;
 }
 

@@ -25,7 +25,7 @@ struct recipe {
     size_t n;
 };
 
-/* From a recipe's JSON: also "method" (the default one; `method`, when given, is stronger), "name" and "comment" may
+/* From a recipe's JSON: also "method" (the default one; `method`, when given, is stronger), "name", "comment" and "plan" may
  * stand in it; without "default" the linears no rule matches stay as they are. embed, head: the options (NULL: not
  * given), stronger than rules. */
 int recipe_resolve(struct recipe *r, const json_t *recipe, const char *method, const char *embed, const char *head,
