@@ -3,6 +3,7 @@
 
 #include "base/mem.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -156,7 +157,7 @@ int bnb_append(struct st_writer *w, const struct qbuffer *b, struct err *e)
 /* As BitsAndBytesConfig.to_dict writes it. */
 json_t *bnb_config(const struct recipe *r, enum dtype model_dtype)
 {
-    const struct format *first = NULL;
+    const struct format *first = NULL; /* there is one: the folder is of this container */
     bool nested = false, plain = false;
     json_t *skip = json_array();
     for (size_t i = 0; i < r->n; i++) {
@@ -169,6 +170,7 @@ json_t *bnb_config(const struct recipe *r, enum dtype model_dtype)
             json_array_append_new(skip, json_string(it->name));
         }
     }
+    assert(first);
     if (!plain) {
         json_decref(skip);
         skip = json_null();

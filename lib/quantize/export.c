@@ -122,7 +122,9 @@ static char *to_vllm(const struct recipe *r, struct err *e)
     }
     json_t *config = ct_config(r), *groups = json_object_get(config, "config_groups"), *g;
     const char *key;
-    json_object_foreach(groups, key, g) json_object_del(g, "format");
+    json_object_foreach(groups, key, g) {
+        json_object_del(g, "format");
+    }
     json_t *modifier = json_pack("{s:O,s:O}", "ignore", json_object_get(config, "ignore"), "config_groups", groups);
     json_decref(config);
     return json_lines(json_pack("{s:{s:{s:o}}}", "default_stage", "default_modifiers", "QuantizationModifier", modifier));

@@ -144,7 +144,7 @@ static void book_rows(struct driver *d, int64_t r, int64_t n, const float *x, ui
             book_codes(&o, y, k, q + i + b);
         }
     }
-    uint8_t *codes = (uint8_t *)d->dst->codes + first / 2, pad;
+    uint8_t *codes = (uint8_t *)d->dst->codes + first / 2, pad = 0;
     book_codes(&o, &(float){0}, 1, &pad); /* an odd count ends with the code of a zero */
     for (int64_t i = 0; i < count; i += 2) codes[i / 2] = (uint8_t)(q[i] << 4 | (i + 1 < count ? q[i + 1] : pad));
 }
