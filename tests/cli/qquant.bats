@@ -18,7 +18,7 @@ setup() {
     r=$BATS_TEST_TMPDIR/r.json
 }
 
-qquant() { "$B/bin/qquant" -q "$@" >"$r"; }
+qquant() { "$B/bin/$tool" -q "$@" >"$r"; }
 nothing_left() { ! compgen -G "$out*" || { ls -la "$BATS_TEST_TMPDIR"; false; }; }
 # tensors FOLDER: "NAME DTYPE SHAPE" a line, from the safetensors headers
 tensors() {
