@@ -1,64 +1,70 @@
-# Variables, stamps and the two ways to make a file.
+# Variables, stamps, and the two ways in which a rule makes a file.
 #
-# Every artifact hangs on files only. What is not a file becomes one that changes only when its content does (`put`):
-# options, the source's and the text's identity, the results version of a tool. So a rebuilt tool or a repeated command
-# line reruns nothing, and a changed one reruns exactly what depends on it.
+# Artifacts depend on files only. What is not a file becomes one that changes only when its content does (`put`):
+# options, the identity of the source and of the text, the results version of a tool. So a rebuilt tool or a repeated
+# command line reruns nothing, and whatever changed reruns exactly what depends on it.
 
-MODEL     ?= smollm2-135m
-TEXT      ?= $(ROOT)/data/sample.txt
-TEXT_FORM ?= file
-PROTOCOL  ?= llamacpp
-CHARS     ?=
-WINDOWS   ?=
-DEVICE    ?= cpu
-COMPUTE   ?=
-THREADS   ?=
-OUT       ?= $(ROOT)/out
-MODELS    ?= $(ROOT)/data/models
-METRICS   ?= $(ROOT)/metrics.csv
-export METRICS
-
-# B in the environment means something else to the tests, so only the command line sets it.
+# Variables are set on the command line; the environment is not looked at.
 ROOT := ..
-B := $(ROOT)/build/bin
+MODEL := smollm2-135m
+TEXT := $(ROOT)/data/sample.txt
+TEXT_FORM := file
+PROTOCOL := llamacpp
+CHARS :=
+WINDOWS :=
+DEVICE := cpu
+COMPUTE :=
+THREADS :=
+BUDGET := 5.0
+OUT := $(ROOT)/out
+MODELS := $(ROOT)/models
+METRICS := $(ROOT)/metrics.csv
+# The folder of the tools (tests put a wrapper there).
+BIN := $(ROOT)/build/bin
 
-empty :=
-space := $(empty) $(empty)
-# For use within single quotes.
+# For use between single quotes.
 q = $(subst ','\'',$(1))
 
-# Paths on the command line are meant from where make was called, which -C hides; PWD still tells.
-START := $(or $(wildcard $(PWD)),$(CURDIR))
-from_start = $(if $(filter command environment,$(firstword $(origin $(1)))),$(if $(filter /%,$($(1))),$($(1)),$(START)/$($(1))),$($(1)))
-# A path to read: as it is if absolute, else from there if it exists there, else from here.
-find_path = $(if $(filter /%,$(firstword $(1))),$(1),$(shell p='$(call q,$(1))'; \
-    if [ -e '$(call q,$(START))'/"$$p" ]; then printf %s '$(call q,$(START))'/"$$p"; else printf %s "$$p"; fi))
-override OUT := $(call from_start,OUT)
-override MODELS := $(call from_start,MODELS)
-override METRICS := $(call from_start,METRICS)
-override B := $(call from_start,B)
-$(foreach v,OUT MODELS B,$(if $(word 2,$($(v))),$(error $(v)=$($(v)): no spaces here, please)))
+# Paths on the command line start from where make was called, which -C hides but PWD still tells.
+START := $(or $(PWD),$(CURDIR))
+given = $(filter command,$(firstword $(origin $(1))))
+from_start = $(if $(call given,$(1)),$(if $(filter /%,$($(1))),,$(START)/))$($(1))
+$(foreach v,OUT MODELS METRICS BIN,$(eval override $(v) := $(call from_start,$(v))))
+$(foreach v,OUT MODELS BIN,$(if $(shell [[ '$(call q,$($(v)))' =~ ^[A-Za-z0-9._/+@,-]+$$ ]] || echo bad), \
+    $(error $(v)=$($(v)): letters, digits and ._/+@,- were expected in this path)))
+# A path to read: from there, or else from the project's root.
+find_path = $(shell p='$(call q,$(1))'; for d in $(if $(filter /%,$(1)),'','$(call q,$(START))/' '$(ROOT)/'); do \
+    if [ -e "$$d$$p" ]; then printf %s "$$d$$p"; break; fi; done)
+export METRICS
 
-# put: run a command into a file that changes only when its content does. Not quiet about failure.
-put = @mkdir -p $(@D); ($(1)) >'$@.tmp' || { rm -f '$@.tmp'; exit 1; }; \
-      if cmp -s '$@.tmp' '$@'; then rm '$@.tmp'; else mv '$@.tmp' '$@'; fi
-# json: a tool's record, there only when the tool succeeded.
-json = mkdir -p '$(@D)'; rm -f '$@'; $(1) >'$@.tmp' || { rm -f '$@.tmp'; exit 1; }; mv '$@.tmp' '$@'
+# put: the output of a command in a file that is touched only when it differs.
+put = @mkdir -p '$(@D)'; { $(1); } > '$@.tmp'; cmp -s '$@.tmp' '$@' && rm '$@.tmp' || mv '$@.tmp' '$@'
+# json: a tool's record, there only when the tool succeeded. A temporary name of its own for each run, because a tool
+# outlives a make that was killed, and may still be writing when the next one starts.
+json = rm -f '$@' '$@'.*.tmp; $(BIN)/$(1) > '$@'.$$$$.tmp && mv '$@'.$$$$.tmp '$@'
 
-# tick counts stages while the rules are read, in the order in which one job alone would run them; say announces one.
-COUNT :=
-tick = $(eval COUNT += x)$(words $(COUNT))
-say = printf '[%2d/%d] %s\n' $(1) $(words $(COUNT)) '$(call q,$(2))'
+# tick: numbers the stages while rules are read, in the order in which one job alone runs them. say: announces one.
+STAGES :=
+tick = $(eval STAGES += x)$(words $(STAGES))
+say = printf '[%$(if $(word 10,$(STAGES)),2)d/%d] %s\n' $(1) $(words $(STAGES)) '$(call q,$(2))'
+# Progress bars only where they cannot run into each other: on a terminal, one job at a time.
+TTY := $(shell [ -t 2 ] && echo yes)
+quiet = $(if $(TTY),$(if $(filter -j%,$(MAKEFLAGS)),-q),-q)
 
-# Results version of each tool: all that artifacts know about it.
+# Results version of a tool: all that artifacts know about it.
 S := $(OUT)/.stamp
-$(S)/%.tool: FORCE
-	$(call put,v=$$('$(B)/$*' --version) || { echo "$(B)/$*: cannot run it (make builds the tools)" >&2; exit 1; }; \
+$(S)/%.tool: FORCE | $(BIN)/qload
+	$(call put,v=$$($(BIN)/$* --version) || { echo '$(BIN)/$*: does not run (make builds the tools)' >&2; exit 1; }; \
 	    [[ $$v =~ \(results\ ([0-9]+)\) ]] || { echo "$*: no results version in \"$$v\"" >&2; exit 1; }; \
 	    echo "$${BASH_REMATCH[1]}")
+.PRECIOUS: $(S)/%.tool
+# The tools, if there are none yet. Nothing is rebuilt here: that is what make at the project's root does.
+ifneq ($(BIN),$(ROOT)/build/bin)
+  $(if $(wildcard $(BIN)/qload),,$(error BIN=$(BIN): no tools there))
+endif
+$(BIN)/qload:
+	@MAKEFLAGS= $(MAKE) --no-print-directory -C $(ROOT) all
 
-# What a file or folder is, without reading it: name, size and time of its files.
-identity = if [ -d '$(call q,$(1))' ]; then stat -L -c '%n %s %y' '$(call q,$(1))'/{config.json,*.safetensors,tokenizer.json} 2>/dev/null || :; \
-           else stat -L -c '%n %s %y' '$(call q,$(1))'; fi
-
-device_opts = --device '$(call q,$(DEVICE))' $(if $(COMPUTE),--compute '$(call q,$(COMPUTE))') $(if $(THREADS),-t '$(call q,$(THREADS))')
+# What a file or folder is, without reading it: names, sizes and times of the files that matter.
+identity = (p='$(call q,$(1))'; if [ -d "$$p" ]; then cd "$$p"; shopt -s nullglob; \
+    stat -L -c '%n %s %y' -- *.json *.safetensors; else stat -L -c '%s %y' -- "$$p"; fi)

@@ -1,134 +1,154 @@
 # gen2: one model in many formats, and a report.
-#   OUT/<model>/load.json                 what the source is (qload)
-#   OUT/<model>/f16/model/                the base all rows are made of: a link if the source is f16, else made by qload
-#   OUT/<model>/<recipe>/model/           made by qquant; quant.json is written last and stands for the folder
-#   OUT/<model>/<recipe>/{quant,load,ppl,bench,say}.json   say: the sentence for PROMPT
-#   OUT/<model>/gen2/                     report.md, report.csv, plots; report.json stands for them
+#   OUT/<model>/load.json                     what the source is
+#   OUT/<model>/f16/model/                    the base of all formats: a link to a folder of 16-bit floats, else made of the source
+#   OUT/<model>/<recipe>/model/               by qquant; quant.json is written last and stands for the folder
+#   OUT/<model>/<recipe>/{load,ppl,bench}.json, say.json: what it says to PROMPT, ppl.nll: for qreport diff
+#   OUT/<model>/ref.states                    f16's hidden states on TEXT, so that f16 runs once and not once a format
+#   OUT/<model>/gen2/                         report.md, report.csv, plots; report.json is written last and stands for them
 
-FORMATS ?= f16 int8-row int4-row int4-strided128 int4-g128 int4-g64 int4-g32 int4-g64-sym int4-g32-sym+mse nf4 nf4-dq fp4 \
+FORMATS := f16 int8-row int4-row int4-strided128 int4-g128 int4-g64 int4-g32 int4-g64-sym int4-g32-sym+mse nf4 nf4-dq fp4 \
            int4-g64+head=int8-row
-PROMPT ?= The three primary colours are
-PROMPT_TOKENS ?= 256
-GEN ?= 64
-SAY ?= 40
-TRIALS ?= 3
-WARMUP ?= 1
+PROMPT := The three primary colours are
+SAY_TOKENS := 32
+BENCH := --prompt-tokens 512 --gen 32 --warmup 1 --trials 3
 
-# Make reads "a=b: c" as a variable's definition, unless the sign is hidden in a variable while the line is read.
-E := =
-esc = $(subst =,$$(E),$(1))
-
+# The recipes to run, f16 first; a repeated one counts once.
 RECIPES := $(strip $(FORMATS))
-ifneq ($(words $(RECIPES)),$(words $(sort $(RECIPES))))
-$(error FORMATS names a recipe twice)
-endif
-ifneq ($(findstring /,$(RECIPES))$(findstring ',$(RECIPES))$(findstring %,$(RECIPES))$(findstring :,$(RECIPES)),)
-$(error FORMATS=$(FORMATS): names of formats or recipes were expected)
-endif
+$(if $(shell [[ '$(call q,$(RECIPES))' =~ ^[A-Za-z0-9.\ _+=-]+$$ ]] || echo bad)$(filter gen% .% -% +%,$(RECIPES)),$(call \
+    complain,FORMATS=$(FORMATS): names of formats or recipes were expected))
+ROWS := $(filter f16,$(firstword $(filter f16,$(RECIPES))))
+$(foreach r,$(RECIPES),$(if $(filter $(r),$(ROWS)),,$(eval ROWS += $$(r))))
+ROWS := $(strip $(ROWS))
+MADE := $(filter-out f16,$(ROWS))
 
-.PHONY: gen2 smoke
+# Make reads "a=b: c" as a definition, unless the sign is hidden in a variable while the line is read.
+EQ := =
+esc = $(subst =,$$(EQ),$(1))
+at = $(M)/$(call esc,$(1))
 
-# ---- stamps ----
+# ---- stamps: what the stages depend on besides files ----
 
 $(M)/.stamp/source: FORCE | $(SRC_READY)
 	$(call put,$(call identity,$(SRC)))
 $(M)/.stamp/ppl: FORCE | $(TEXT_READY)
-	$(call put,[ -e '$(call q,$(TEXT_PATH))' ] || { echo 'TEXT=$(call q,$(TEXT)): no such file' >&2; exit 1; }; \
-	    $(call identity,$(TEXT_PATH)); \
-	    printf '%s\n' '$(call q,$(TEXT_FORM))' '$(call q,$(PROTOCOL))' 'chars $(call q,$(CHARS))' 'windows $(call q,$(WINDOWS))' \
-	        '$(call q,$(DEVICE))' 'compute $(call q,$(COMPUTE))')
+	$(call put,sha256sum < '$(call q,$(TEXT_PATH))'; printf '%s\n' 'form $(call q,$(TEXT_FORM))' 'protocol $(call q,$(PROTOCOL))' \
+	    'chars $(call q,$(CHARS))' 'windows $(call q,$(WINDOWS))' 'device $(call q,$(DEVICE))' 'compute $(call q,$(COMPUTE))')
 $(M)/.stamp/bench: FORCE
-	$(call put,printf '%s\n' '$(call q,$(DEVICE))' 'compute $(call q,$(COMPUTE))' 'threads $(call q,$(THREADS))' \
-	    '$(PROMPT_TOKENS) $(GEN) $(TRIALS) $(WARMUP)')
+	$(call put,printf '%s\n' 'device $(call q,$(DEVICE))' 'compute $(call q,$(COMPUTE))' 'threads $(call q,$(THREADS))' \
+	    'options $(call q,$(BENCH))')
 $(M)/.stamp/say: FORCE
-	$(call put,printf '%s\n' '$(call q,$(DEVICE))' 'compute $(call q,$(COMPUTE))' '$(call q,$(PROMPT))' '$(SAY)')
+	$(call put,printf '%s\n' 'device $(call q,$(DEVICE))' 'compute $(call q,$(COMPUTE))' 'prompt $(call q,$(PROMPT))' \
+	    'tokens $(call q,$(SAY_TOKENS))')
 $(M)/.stamp/gen2: FORCE
-	$(call put,printf '%s\n' '$(call q,$(RECIPES))' '$(if $(SAVE_EVAL_RESULTS),$(call q,$(METRICS)))')
+	$(call put,printf '%s\n' 'rows $(ROWS)' 'save $(if $(SAVE_EVAL_RESULTS),$(call q,$(METRICS)))')
 
-# ---- the source and the f16 base ----
+threads := $(if $(THREADS),-t '$(call q,$(THREADS))')
+run := $(threads) --device '$(call q,$(DEVICE))' $(if $(COMPUTE),--compute '$(call q,$(COMPUTE))')
+ppl := --text '$(call q,$(TEXT_PATH))' --text-form '$(call q,$(TEXT_FORM))' --protocol '$(call q,$(PROTOCOL))' \
+    $(if $(CHARS),--chars '$(call q,$(CHARS))') $(if $(WINDOWS),--max-windows '$(call q,$(WINDOWS))') $(run) \
+    --ref $(M)/f16/model --ref-cache $(M)/ref.states
+text := $(notdir $(subst $() ,_,$(TEXT_PATH)))
+# What runs that were killed left behind.
+sweep = rm -rf '$(@D)'/$(1).part-* '$(@D)'/$(1).old-*
+
+# ---- the source and its 16-bit form ----
 
 load_n := $(tick)
 $(M)/load.json: $(M)/.stamp/source $(S)/qload.tool
-	@$(call say,$(load_n),qload: checking $(SRC))
-	@$(call json,'$(B)/qload' -q '$(call q,$(SRC))')
+	@$(call say,$(load_n),$(model): checking the source)
+	@$(call json,qload $(quiet) '$(call q,$(SRC))')
 
-# An f16 folder is linked; anything else becomes one. (Norms may be f32 there: they are below 1 % of the bytes.)
-define base_rule
+floats := .results | select(.quantization == null) | .weights_bytes as $$all | .dtypes | to_entries[] | \
+    select((.key == "F16" or .key == "BF16") and .value > 0.99 * $$all) | .key | ascii_downcase
 base_n := $(tick)
-$(M)/f16/quant.json: $(M)/load.json $(S)/qload.tool $(S)/qquant.tool
-	@$$(call say,$$(base_n),f16: the base of all formats)
-	@mkdir -p '$$(@D)'; rm -rf '$$@' '$$(@D)'/model.part-* '$$(@D)'/model.old-*; if [ -L '$$(@D)/model' ]; then rm '$$(@D)/model'; fi; \
-	if [ -d '$$(call q,$$(SRC))' ] && jq -e '.results | .quantization == null and (.dtypes.F16 // 0) > 0.99 * .weights_bytes' \
-	    $(M)/load.json >/dev/null; \
-	then rm -rf '$$(@D)/model'; ln -s "$$$$(realpath '$$(call q,$$(SRC))')" '$$(@D)/model'; \
-	else '$(B)/qload' -q '$$(call q,$$(SRC))' --dtype f16 -o '$$(@D)/model' >/dev/null; fi
-	@$$(call json,'$(B)/qquant' -q '$$(@D)/model' -f f16 --plan)
-endef
+$(M)/f16/quant.json: $(M)/.stamp/source $(S)/qload.tool $(S)/qquant.tool | $(M)/load.json
+	@mkdir -p '$(@D)'; rm -f '$@'; $(call sweep,model); rm -rf '$(@D)/model'; \
+	float=; [ ! -d '$(call q,$(SRC))' ] || float=$$(jq -r '$(floats)' $(M)/load.json); \
+	if [ -n "$$float" ]; then \
+	    $(call say,$(base_n),f16: a link to the source); \
+	    [ "$$float" = f16 ] || echo "        (its weights are $$float)"; \
+	    ln -s "$$(realpath '$(call q,$(SRC))')" '$(@D)/model'; \
+	else \
+	    $(call say,$(base_n),f16: writing the source as 16-bit floats); \
+	    $(BIN)/qload $(quiet) '$(call q,$(SRC))' --dtype f16 -o '$(@D)/model' >/dev/null; \
+	fi; \
+	$(call json,qquant -q '$(@D)/model' -f "$${float:-f16}" --plan)
 
-# ---- a recipe: $(1) its name, $(2) the same with signs of equality hidden ----
-
-recipe_opts = $(if $(wildcard recipes/$(1).json),-r 'recipes/$(1).json',-f '$(1)')
+# ---- the stages of a recipe; rules are made for each ----
 
 define quant_rule
-$(M)/$(2)/quant.json: $(M)/f16/quant.json $(call esc,$(wildcard recipes/$(1).json)) $(S)/qquant.tool
+$(call at,$(1))/quant.json: $(M)/f16/quant.json $(call esc,$(wildcard recipes/$(1).json)) $(S)/qquant.tool
 	@$$(call say,$(tick),$(1): quantizing)
-	@rm -rf '$$@' '$$(@D)'/model.part-* '$$(@D)'/model.old-*
-	@$$(call json,'$(B)/qquant' -q $(M)/f16/model $(call recipe_opts,$(1)) -o '$$(@D)/model' $$(if $$(THREADS),-t '$$(call q,$$(THREADS))'))
+	@mkdir -p '$$(@D)'; $$(call sweep,model); $$(call json,qquant $$(quiet) $(M)/f16/model \
+	    $(if $(wildcard recipes/$(1).json),-r 'recipes/$(1).json',-f '$(1)') -o '$$(@D)/model' $$(threads))
 endef
 
+define load_rule
+$(call at,$(1))/load.json: $(call at,$(1))/quant.json $(S)/qload.tool
+	@$$(call say,$(tick),$(1): checking the folder)
+	@$$(call json,qload $$(quiet) '$$(@D)/model' --tensors)
+endef
+
+# f16's own perplexity leaves the hidden states for the others. They need not be newer, only there: qppl knows by a
+# digest whether they fit.
+define ref_rule
+$(M)/f16/ppl.json $(M)/ref.states &: $(M)/f16/quant.json $(M)/.stamp/ppl $(S)/qppl.tool
+	@$$(call say,$(tick),f16: perplexity on $(text))
+	@rm -f $(M)/f16/ppl.json* $(M)/ref.states*; $(BIN)/qppl $$(quiet) $(M)/f16/model $$(ppl) --nll $(M)/f16/ppl.nll \
+	    > $(M)/f16/ppl.json.$$$$$$$$.tmp && mv $(M)/f16/ppl.json.$$$$$$$$.tmp $(M)/f16/ppl.json
+endef
 define ppl_rule
-$(M)/$(2)/load.json: $(M)/$(2)/quant.json $(S)/qload.tool
-	@$$(call say,$(tick),$(1): checking what was written)
-	@$$(call json,'$(B)/qload' -q '$$(@D)/model' --tensors)
-$(M)/$(2)/ppl.json: $(M)/$(2)/quant.json $(M)/f16/quant.json $(M)/.stamp/ppl $(S)/qppl.tool
-	@$$(call say,$(tick),$(1): perplexity$(if $(filter-out f16,$(1)), against f16))
-	@$$(call json,'$(B)/qppl' -q '$$(@D)/model' --text '$$(call q,$$(TEXT_PATH))' --text-form '$$(call q,$$(TEXT_FORM))' \
-	    --protocol '$$(call q,$$(PROTOCOL))' $$(if $$(CHARS),--chars '$$(call q,$$(CHARS))') \
-	    $$(if $$(WINDOWS),--max-windows '$$(call q,$$(WINDOWS))') $$(device_opts) --nll '$$(@D)/ppl.nll' \
-	    $(if $(filter-out f16,$(1)),--ref $(M)/f16/model --ref-cache $(M)/f16/ref.states))
+$(call at,$(1))/ppl.json: $(call at,$(1))/quant.json $(M)/.stamp/ppl $(S)/qppl.tool | $(M)/ref.states
+	@$$(call say,$(tick),$(1): perplexity on $(text) against f16)
+	@$$(call sweep,ppl.nll); $$(call json,qppl $$(quiet) '$$(@D)/model' $$(ppl) --nll '$$(@D)/ppl.nll')
 endef
 
-# Speed is measured when nothing else runs: after all perplexities, one format after another, whatever -j says.
-last_bench :=
+# Speed is measured while nothing else runs: after all that is above, one format after the other, whatever -j says;
+# the lock is for another make at the same time.
 define bench_rule
-$(M)/$(2)/bench.json: $(M)/$(2)/quant.json $(M)/.stamp/bench $(S)/qbench.tool | $$(PPLS) $(last_bench)
+$(call at,$(1))/bench.json: $(call at,$(1))/quant.json $(M)/.stamp/bench $(S)/qbench.tool | $$(MEASURED) $(last)
 	@$$(call say,$(tick),$(1): speed)
-	@$$(call json,'$(B)/qbench' -q '$$(@D)/model' --prompt-tokens $$(PROMPT_TOKENS) --gen $$(GEN) --trials $$(TRIALS) \
-	    --warmup $$(WARMUP) $$(device_opts))
-$(M)/$(2)/say.json: $(M)/$(2)/quant.json $(M)/.stamp/say $(S)/qbench.tool | $(M)/$(2)/bench.json
+	@exec 9> $(OUT)/.stamp/bench.lock; flock 9; $$(call json,qbench $$(quiet) '$$(@D)/model' $$(BENCH) $$(run))
+last := $(call at,$(1))/bench.json
+endef
+define say_rule
+$(call at,$(1))/say.json: $(call at,$(1))/quant.json $(M)/.stamp/say $(S)/qbench.tool
 	@$$(call say,$(tick),$(1): a sentence)
-	@$$(call json,'$(B)/qbench' -q '$$(@D)/model' --prompt '$$(call q,$$(PROMPT))' --gen $$(SAY) --trials 1 --warmup 0 $$(device_opts))
+	@$$(call json,qbench $$(quiet) '$$(@D)/model' --prompt '$$(call q,$$(PROMPT))' --gen $$(SAY_TOKENS) --trials 1 --warmup 0 $$(run))
 endef
 
-ROWS := $(if $(filter f16,$(RECIPES)),f16) $(filter-out f16,$(RECIPES))
-$(eval $(call base_rule))
-$(foreach r,$(filter-out f16,$(RECIPES)),$(eval $(call quant_rule,$(r),$(call esc,$(r)))))
-$(foreach r,$(ROWS),$(eval $(call ppl_rule,$(r),$(call esc,$(r)))))
-PPLS := $(foreach r,$(ROWS),$(M)/$(r)/ppl.json)
-$(foreach r,$(ROWS),$(eval $(call bench_rule,$(r),$(call esc,$(r))))$(eval last_bench := $(M)/$(call esc,$(r))/say.json))
+of = $(foreach r,$(ROWS),$(M)/$(r)/$(1).json)
+MEASURED := $(call of,ppl) $(call of,load) $(call of,say)
+last :=
+$(foreach r,$(MADE),$(eval $(call quant_rule,$(r))))
+$(foreach r,$(ROWS),$(eval $(call load_rule,$(r))))
+$(eval $(call ref_rule))
+$(foreach r,$(MADE),$(eval $(call ppl_rule,$(r))))
+$(foreach r,$(ROWS),$(eval $(call say_rule,$(r))))
+$(foreach r,$(ROWS),$(eval $(call bench_rule,$(r))))
 
 # ---- the report ----
 
-parts = $(foreach r,$(ROWS),$(M)/$(r)/$(1).json)
-RECORDS := $(call parts,quant) $(foreach r,$(ROWS),$(M)/$(r)/load.json $(M)/$(r)/ppl.json) \
-           $(foreach r,$(ROWS),$(M)/$(r)/bench.json $(M)/$(r)/say.json)
+RECORDS := $(call of,quant) $(call of,load) $(call of,ppl) $(call of,say) $(call of,bench)
 report_n := $(tick)
 $(M)/gen2/report.json: $(RECORDS) $(M)/.stamp/gen2 $(S)/qreport.tool
 	@$(call say,$(report_n),report)
-	@mkdir -p '$(@D)'
-	@$(call json,$(if $(SAVE_EVAL_RESULTS),SAVE_EVAL_RESULTS=1,env -u SAVE_EVAL_RESULTS) '$(B)/qreport' table -q $(RECORDS:%='%') \
+	@mkdir -p '$(@D)'; rm -f '$(@D)'/*.{md,csv,svg,png,gp}; $(call json,qreport table -q $(RECORDS:%='%') \
 	    --md '$(@D)/report.md' --csv '$(@D)/report.csv' --plot '$(@D)')
 
+.PHONY: gen2 smoke
 gen2: $(M)/gen2/report.json
-	@awk '/^\|/ { print; table = 1; next } table { exit }' $(M)/gen2/report.md; echo; echo "report: $$(realpath $(M)/gen2/report.md)"
+	@awk '/^\|/ { print; table = 1; next } table { exit }' $(M)/gen2/report.md
+	@echo; echo "report: $$(realpath $(M)/gen2/report.md)"
 
 # ---- smoke ----
 
-# A tiny Qwen2-shaped model made of the byte pairs of a text, with an outlier channel: naive INT4 collapses on it.
-SMOKE := $(OUT)/smoke-source
+SMOKE := f16 int8-row int4-row int4-g128 int4-g32 nf4
+collapse := [.results.rows[] | {(.name): .ppl.mean}] | add | \
+    if .["int4-row"] > 5 * .f16 and .["int4-g32"] < 1.1 * .f16 \
+    then "smoke: good. Naive INT4 takes perplexity from \(.f16) to \(.["int4-row"]), groups of 32 to \(.["int4-g32"])" \
+    else "smoke: not the perplexities expected of the tiny model: \(.)\n" | halt_error(1) end
 smoke:
-	@$(MAKE) --no-print-directory -C $(ROOT) build/tests/mkmodel >/dev/null
-	@mkdir -p '$(OUT)'; [ -e $(SMOKE)/config.json ] || { rm -rf $(SMOKE) $(SMOKE).part; \
-	    $(ROOT)/build/tests/mkmodel bigram $(SMOKE).part --dtype f16; mv $(SMOKE).part $(SMOKE); }
-	@$(MAKE) --no-print-directory gen2 OUT='$(abspath $(OUT))' B='$(abspath $(B))' METRICS='$(abspath $(METRICS))' MODEL='$(abspath $(SMOKE))' TEXT='$(abspath $(ROOT)/data/sample.txt)' CHARS=20000 \
-	    PROMPT_TOKENS=64 GEN=16 SAY=24 FORMATS='f16 int8-row int4-row int4-g128 int4-g32 nf4'
+	@$(MAKE) --no-print-directory gen2 MODEL=tiny-qwen2 FORMATS='$(SMOKE)' TEXT=data/sample.txt CHARS=12000 \
+	    PROMPT='The ' BENCH='--prompt-tokens 64 --gen 16 --warmup 1 --trials 3'
+	@jq -er '$(collapse)' $(OUT)/tiny-qwen2/gen2/report.json
