@@ -60,7 +60,7 @@ help:
 	@echo 'make install         PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo '                     V=1: show the commands'
 	@echo 'make clean           remove build/'
-	@echo 'make -C pipelines help   the experiments'
+	@echo 'make gen2 | gen1 | smoke   the experiments; make -C pipelines help'
 
 $(B)/libq.a: $(LIB_OBJ)
 	@rm -f $@
@@ -102,6 +102,11 @@ FORCE:
 # What is missing is said once, by package, before anything is compiled.
 $(B)/deps-all.stamp $(B)/deps-tests.stamp: $(B)/deps-%.stamp: bootstrap
 	@mkdir -p $(@D); CC='$(CC)' ./bootstrap --no-install $* 2> $@.tmp && mv $@.tmp $@ || { cat $@.tmp >&2; rm $@.tmp; exit 1; }
+
+# The experiments, after the tools are built; variables on the command line go along.
+.PHONY: gen1 gen2 smoke
+gen1 gen2 smoke: all
+	@$(MAKE) --no-print-directory -C pipelines $@
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/qlab/docs/schema

@@ -144,7 +144,7 @@ gen2: $(M)/gen2/report.json
 # ---- smoke ----
 
 SMOKE := f16 int8-row int4-row int4-g128 int4-g32 nf4
-collapse := [.results.rows[] | {(.name): .ppl.mean}] | add | \
+collapse := [.results.rows[] | {(.name): (.ppl.mean * 100 | round / 100)}] | add | \
     if .["int4-row"] > 5 * .f16 and .["int4-g32"] < 1.1 * .f16 \
     then "smoke: good. Naive INT4 takes perplexity from \(.f16) to \(.["int4-row"]), groups of 32 to \(.["int4-g32"])" \
     else "smoke: not the perplexities expected of the tiny model: \(.)\n" | halt_error(1) end

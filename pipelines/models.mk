@@ -39,7 +39,7 @@ else
 endif
 # A name for a path or a hub model: its last part, made fit for a path, and 8 digits of a hash of the whole.
 ifeq ($(named),)
-  model := $(shell p='$(call q,$(or $(SRC),$(MODEL)))'; last=$${p%/}; last=$${last\#\#*/}; \
+  model := $(shell p='$(call q,$(or $(SRC),$(MODEL)))'; last=$$(basename -- "$$p"); \
       printf '%s-%.8s' "$${last//[^A-Za-z0-9._+-]/_}" "$$(printf %s "$$p" | sha256sum)")
 endif
 M := $(OUT)/$(model)
