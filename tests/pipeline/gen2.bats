@@ -250,3 +250,13 @@ refused() {
     ok MODEL=qwen2.5-0.5b-instruct FORMATS=f16
     ran_is 'qbench 2 qload 2 qppl 1 qquant 1 qreport 1'
 }
+
+@test "smoke: naive INT4 collapses on the generated model, groups of 32 do not; a second smoke does nothing" {
+    start empty
+    make --no-print-directory -C pipelines smoke BIN="$T/bin" OUT="$T/out" MODELS="$T/models" >"$T/said" 2>&1 || { cat "$T/said"; false; }
+    grep -q '^smoke: good\.' "$T/said"
+    : >"$T/ran"
+    make --no-print-directory -C pipelines smoke BIN="$T/bin" OUT="$T/out" MODELS="$T/models" >"$T/said"
+    ran_is ''
+    grep -q '^smoke: good\.' "$T/said"
+}
