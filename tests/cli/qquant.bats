@@ -203,6 +203,15 @@ int4-g256 int4-g256-sym int4-strided128 nf4 nf4-dq fp4"
     [[ "$stderr" != *warning* ]]
 }
 
+@test "memory: twice the largest tensor and 100 MB, whatever the model's size" {
+    [ -z "${SAN:-}" ] || skip "sanitizers need memory of their own"
+    "$B/tests/mkmodel" -q llama-tied "$BATS_TEST_TMPDIR/big" --hidden 512 --ff 2048 --layers 10 --heads 8 --kv-heads 8 --dtype f32
+    [ "$(stat -c %s "$BATS_TEST_TMPDIR/big/model.safetensors")" -gt 160000000 ]
+    for f in nf4-dq f32 int8-row; do
+        (ulimit -d $((2 * 4096 + 100000)) && "$B/bin/qquant" -q -t 2 "$BATS_TEST_TMPDIR/big" -f $f -o "$out" >"$r")
+    done
+}
+
 # ---- refused ----
 
 @test "NaN and Inf weights are named" {
