@@ -61,7 +61,8 @@ $(M)/load.json: $(M)/.stamp/source $(S)/qload.tool
 floats := .results | select(.quantization == null) | .weights_bytes as $$all | .dtypes | to_entries[] | \
     select((.key == "F16" or .key == "BF16") and .value > 0.99 * $$all) | .key | ascii_downcase
 base_n := $(tick)
-$(M)/f16/quant.json: $(M)/.stamp/source $(S)/qload.tool $(S)/qquant.tool | $(M)/load.json
+# A link does not depend on what qload makes of a source; a folder that qload wrote does.
+$(M)/f16/quant.json: $(M)/.stamp/source $(if $(shell [ ! -L $(M)/f16/model ] || echo link),,$(S)/qload.tool) $(S)/qquant.tool | $(M)/load.json
 	@mkdir -p '$(@D)'; rm -f '$@'; $(call sweep,model); rm -rf '$(@D)/model'; \
 	float=; [ ! -d '$(call q,$(SRC))' ] || float=$$(jq -r '$(floats)' $(M)/load.json); \
 	if [ -n "$$float" ]; then \

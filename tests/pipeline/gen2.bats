@@ -74,6 +74,9 @@ setup() {
     echo version 77 >"$T/on.qsens"
     ok
     ran_is ''
+    echo version 77 >"$T/on.qload"
+    ok
+    ran_is 'qload 3 qreport 1'
     echo version 77 >"$T/on.qquant"
     ok
     ran_is 'qbench 4 qload 2 qppl 2 qquant 2 qreport 1'
@@ -123,6 +126,8 @@ setup() {
     ok FORMATS="f16 $x nf4"
     ran_is 'qbench 2 qload 1 qppl 1 qquant 1 qreport 1'
     [ "$(jq -r '[.results.rows[].name] | join(" ")' "$m/gen2/report.json")" = "f16 $x nf4" ]
+    ok FORMATS=nf4
+    ran_is 'qreport 1'
     ok FORMATS='nf4 f16 nf4'
     ran_is 'qreport 1'
     [ "$(jq -c '[.results.rows[].name]' "$m/gen2/report.json")" = '["f16","nf4"]' ]
