@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RESULTS_VERSION 1
+#define RESULTS_VERSION 2
 
 static struct {
     const char *format, *method, *text, *text_form, *mode, *per, *preset, *samples, *partial;

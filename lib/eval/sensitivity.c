@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "quantize/container.h"
 
 #include <assert.h>
 #include <math.h>
@@ -313,7 +314,7 @@ static int note_layer(struct sweep *w, int64_t layer, struct err *e)
         sens_metrics_merge(&en->local, &w->local[op]);
         sens_metrics_merge(&en->seed, &w->seed[op]);
         en->bytes_before += src.bytes;
-        en->bytes_after += slot_of(w, layer, op)->buf.w.bytes;
+        en->bytes_after += container_bytes(w->o->fmt, src.n_out, src.n_in, w->o->model_dtype);
     }
     return 0;
 }

@@ -27,6 +27,18 @@ size_t container_declare(struct tensor parts[CONTAINER_PARTS], const char *name,
     return 0;
 }
 
+int64_t container_bytes(const struct format *f, int64_t n_out, int64_t n_in, enum dtype model_dtype)
+{
+    struct tensor parts[CONTAINER_PARTS];
+    size_t n = container_declare(parts, "x", f, n_out, n_in, model_dtype);
+    int64_t bytes = 0;
+    for (size_t i = 0; i < n; i++) {
+        bytes += (int64_t)parts[i].n_bytes;
+        free((char *)(uintptr_t)parts[i].name);
+    }
+    return bytes;
+}
+
 int container_append(struct st_writer *w, const struct qbuffer *b, struct err *e)
 {
     switch (b->w.fmt.kind) {

@@ -30,7 +30,9 @@ const struct tensor *part_need(const struct checkpoint *c, const char *name, con
 /* The tensors NAME becomes: declarations without data, names to be freed. Returns how many. */
 size_t container_declare(struct tensor parts[CONTAINER_PARTS], const char *name, const struct format *f, int64_t n_out,
                          int64_t n_in, enum dtype model_dtype);
-/* Their bytes, in the order of the declarations. */
+/* Bytes of those tensors: what a linear takes on disk, shape records and code tables included. */
+int64_t container_bytes(const struct format *f, int64_t n_out, int64_t n_in, enum dtype model_dtype);
+/* Their contents, in the order of the declarations. */
 int container_append(struct st_writer *w, const struct qbuffer *b, struct err *e);
 /* Each family's part of the two above; part_declare fills one declaration. */
 size_t ct_declare(struct tensor *parts, const char *name, const struct format *f, int64_t n_out, int64_t n_in,

@@ -54,7 +54,7 @@ static void add_entry(struct folder *f, const struct recipe_entry *it)
     struct folder_item *x = &f->items[f->n++];
     *x = (struct folder_item){.name = it->name, .entry = it};
     x->n_parts = container_declare(x->parts, it->name, it->fmt, it->n_out, it->n_in, f->model_dtype);
-    for (size_t i = 0; i < x->n_parts; i++) x->bytes += (int64_t)x->parts[i].n_bytes;
+    x->bytes = container_bytes(it->fmt, it->n_out, it->n_in, f->model_dtype);
 }
 
 static void add_copy(struct folder *f, const struct tensor *t, enum dtype dtype)

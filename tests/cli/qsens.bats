@@ -70,9 +70,8 @@ refused() {
             "$B/bin/qppl" -q "$q" --text "$text" --protocol seed --chars 60 --ref "$model" >"$q.ppl"
             holds "(.results.all.delta_nll - $(jq .results.delta_nll.mean "$q.ppl")) | fabs < 1e-5"
             holds "(.results.all.kld - $(jq .results.kld.mean "$q.ppl")) | fabs < 1e-5"
-            # but for records of the shape and code tables, which do not grow with the tensor
             bytes=$(jq '[.results.tensors[] | select(.name | startswith("model.layers.")).bytes] | add' "$q.json")
-            holds "[.results.tensors[].bytes_after] | $bytes - add >= 0 and $bytes - add < 2000 * length"
+            holds "[.results.tensors[].bytes_after] | add == $bytes"
         done
     done
 }

@@ -8,6 +8,7 @@
 #include "eval/bench.h"
 #include "eval/sens_partial.h"
 #include "golden.h"
+#include "quantize/container.h"
 #include "tiny.h"
 
 #include <math.h>
@@ -259,7 +260,7 @@ static void test_local(void **state)
             near(sens_cosine(&en->local), (double)(ab / sqrtl(a2 * b2)), 1e-7);
             near(sens_sqnr_db(&en->local), -10 * log10(nmse), 1e-3);
             assert_int_equal(en->bytes_before, w->n_out * w->n_in * 2);
-            assert_int_equal(en->bytes_after, format_bytes(o.fmt, w->n_out, w->n_in));
+            assert_int_equal(en->bytes_after, container_bytes(o.fmt, w->n_out, w->n_in, o.model_dtype));
             layer_err2 += err2, layer_ref2 += a2;
             free(wq);
             free(c.x[l][op]);
