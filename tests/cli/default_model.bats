@@ -6,7 +6,7 @@ load common
 
 setup_file() {
     cd "$BATS_TEST_DIRNAME/../.." || exit 1
-    local gguf=${QLAB_MODEL:-data/models/smollm2-135m.gguf}
+    local gguf=${QLAB_MODEL:-models/smollm2-135m.gguf}
     [ -e "$gguf" ] || return 0
     export F16=$BATS_FILE_TMPDIR/f16
     "$B/bin/qload" -q "$gguf" -o "$F16" >"$BATS_FILE_TMPDIR/load.json"
