@@ -55,7 +55,7 @@ void metrics_table(const struct rows *rs, struct table *t)
         str(t, str_at(r->ppl, "results.compute"));
         pair(t, r->ppl_pm);
         pair(t, r->delta);
-        str(t, verdict(r->delta));
+        str(t, verdict(r));
         pair(t, r->kld);
         pair(t, r->top1);
         str(t, str_at(r->bench, "params.compute"));

@@ -52,11 +52,10 @@ char *values_of(const struct rows *rs, char which, const char *path)
  * string, NULL if there is none. */
 static char *reference_name(const struct rows *rs)
 {
+    for (size_t i = 0; i < rs->n; i++)
+        if (rs->r[i].is_ref) return mem_strdup(rs->r[i].name);
     for (size_t i = 0; i < rs->n; i++) {
-        const json_t *ref = record_input(rs->r[i].ppl, "ref");
-        const char *digest = str_at(ref, "sha256"), *path = str_at(ref, "path");
-        for (size_t k = 0; digest && k < rs->n; k++)
-            if (!strcmp(rs->r[k].digest, digest)) return mem_strdup(rs->r[k].name);
+        const char *path = str_at(record_input(rs->r[i].ppl, "ref"), "path");
         if (path) return row_name(path);
     }
     return NULL;
@@ -70,7 +69,7 @@ void report_table(const struct rows *rs, struct table *t)
                    ">Δ ln PPL|verdict|>KLD|>same top-1 %");
     for (size_t i = 0; i < rs->n; i++) {
         const struct row *r = &rs->r[i];
-        const char *v = verdict(r->delta);
+        const char *v = verdict(r);
         char *name = md_escape(r->name);
         table_cell(t, "%s", name);
         free(name);
@@ -81,10 +80,12 @@ void report_table(const struct rows *rs, struct table *t)
         table_cell(t, "%s", fmt_num(r->prefill_tps, 1));
         table_cell(t, "%s", fmt_num(r->decode_tps, 1));
         table_cell(t, "%s", fmt_pm(r->ppl_pm.v, r->ppl_pm.se, 0));
-        table_cell(t, "%s", fmt_pm(r->delta.v, r->delta.se, 1));
+        struct pm none = {NAN, NAN}, d = r->is_ref ? none : r->delta, kld = r->is_ref ? none : r->kld;
+        struct pm top1 = r->is_ref ? none : r->top1;
+        table_cell(t, "%s", fmt_pm(d.v, d.se, 1));
         table_cell(t, "%s", v ? v : "–");
-        table_cell(t, "%s", fmt_pm(r->kld.v, r->kld.se, 0));
-        table_cell(t, "%s", fmt_pm(100 * r->top1.v, 100 * r->top1.se, 0));
+        table_cell(t, "%s", fmt_pm(kld.v, kld.se, 0));
+        table_cell(t, "%s", fmt_pm(100 * top1.v, 100 * top1.se, 0));
     }
 }
 

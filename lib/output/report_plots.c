@@ -44,13 +44,13 @@ static char *ppl_script(const struct rows *rs, int *height)
             p[i].lo = r->ppl_pm.v * exp(-1.96 * se);
             p[i].hi = r->ppl_pm.v * exp(1.96 * se);
         }
-        if (paired && r->ppl && isnan(r->delta.v) && isnan(line)) line = r->ppl_pm.v;
+        if (r->is_ref && isnan(line)) line = r->ppl_pm.v;
     }
     char *proto = values_of(rs, 'p', "results.protocol"), *comp = values_of(rs, 'p', "results.compute");
     const json_t *text = record_input(first_of(rs, 'p'), "text");
     char *sub = mem_printf("protocol %s on %s, computed in %s; bars: 95 %% of the %s", proto,
                            text && str_at(text, "path") ? path_last(str_at(text, "path")) : "a text", comp,
-                           paired ? "paired difference to the dashed line" : "perplexity");
+                           !paired ? "perplexity" : isfinite(line) ? "paired difference to the dashed line" : "paired difference to the reference");
     struct plot_scatter s = {.title = "Perplexity against size", .subtitle = sub, .xlabel = "weights on disk, GiB",
                              .ylabel = "perplexity", .line = line, .p = p, .n = rs->n};
     char *script = plot_scatter_script(&s, height);

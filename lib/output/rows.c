@@ -282,10 +282,22 @@ static int figures(const struct rows *rs, struct row *r, struct err *e)
     return 0;
 }
 
-const char *verdict(struct pm d)
+const char *verdict(const struct row *r)
 {
+    struct pm d = r->delta;
+    if (r->is_ref) return "reference";
     if (!isfinite(d.v) || !isfinite(d.se)) return NULL;
     return d.v > 1.96 * d.se ? "worse" : d.v < -1.96 * d.se ? "better" : "cannot tell";
+}
+
+/* The row whose model the others name as their --ref. */
+static void mark_reference(struct rows *rs)
+{
+    for (size_t i = 0; i < rs->n; i++) {
+        const char *ref = str_at(record_input(rs->r[i].ppl, "ref"), "sha256");
+        for (size_t k = 0; ref && k < rs->n; k++)
+            if (!strcmp(rs->r[k].digest, ref)) rs->r[k].is_ref = true;
+    }
 }
 
 /* ---- all together ---- */
@@ -316,6 +328,7 @@ int rows_read(struct rows *rs, char **paths, size_t n, struct err *e)
     if (same_protocol(rs, e)) goto fail;
     for (size_t i = 0; i < rs->n; i++)
         if (figures(rs, &rs->r[i], e)) goto fail;
+    mark_reference(rs);
     return 0;
 fail:
     rows_free(rs);
@@ -366,7 +379,7 @@ json_t *rows_json(const struct rows *rs)
         json_put(o, "decode_tps", json_num(r->decode_tps));
         json_put(o, "ppl", pm_json(r->ppl_pm));
         json_put(o, "delta_nll", pm_json(r->delta));
-        json_put(o, "verdict", str_json(verdict(r->delta)));
+        json_put(o, "verdict", str_json(verdict(r)));
         json_put(o, "kld", pm_json(r->kld));
         json_put(o, "top1_agreement", pm_json(r->top1));
         json_put(o, "generated", str_json(r->generated));

@@ -6,6 +6,8 @@
 #include "base/err.h"
 #include "base/json.h"
 
+#include <stdbool.h>
+
 /* A number with its standard error; NaN where a record does not tell. */
 struct pm {
     double v, se;
@@ -26,6 +28,7 @@ struct row {
     double ttft_ms, prefill_tps, decode_tps, decode_min, decode_max; /* medians; decode_* extremes of the trials */
     struct pm ppl_pm, delta, kld, top1;
     const char *generated;
+    bool is_ref;          /* the others are compared with it: its own difference is zero by definition */
 };
 
 struct rows {
@@ -42,8 +45,8 @@ int rows_read(struct rows *rs, char **paths, size_t n, struct err *e);
 void rows_free(struct rows *rs);
 /* The rows as data: [{"name", "sha256", "disk_bytes", …}], null where unknown. */
 json_t *rows_json(const struct rows *rs);
-/* "worse", "better", "cannot tell" (95 %: |v| > 1.96 se), or NULL where v or se is unknown. */
-const char *verdict(struct pm d);
+/* "worse", "better", "cannot tell" (95 %: |v| > 1.96 se), "reference", or NULL where the difference is unknown. */
+const char *verdict(const struct row *r);
 
 /* Dotted path into a record: the member, or NULL if any part is missing or null. */
 const json_t *json_at(const json_t *o, const char *path);

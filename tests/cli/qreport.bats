@@ -68,7 +68,7 @@ setup() {
     holds '.results.rows[1] | .verdict == "worse" and .kld.mean == 0.19 and .top1_agreement.mean == 0.8' out.json
     # 704 bytes over 2 layers × 8·(2·8 + 2·4 + 3·16) + 32·8 = 1408 weights; the architecture is that of the base
     holds '.results.rows[1].bpw_read == 4' out.json
-    holds '.results.rows[0] | .verdict == null and .linears_bytes == 600 and .head_embedding_bytes == 150' out.json
+    holds '.results.rows[0] | .verdict == "reference" and .linears_bytes == 600 and .head_embedding_bytes == 150' out.json
     holds '.results.files == [] and (.inputs | length) == 6' out.json
     holds '.argv[0] | endswith("qreport")' out.json
     holds '.argv[1:4] == ["table", "-q", "f16-load.json"]' out.json

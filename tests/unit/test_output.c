@@ -56,11 +56,17 @@ static void numbers(void **state)
 static void verdicts(void **state)
 {
     (void)state;
-    assert_string_equal(verdict((struct pm){0.00199, 0.00164}), "cannot tell");
-    assert_string_equal(verdict((struct pm){0.25448, 0.01679}), "worse");
-    assert_string_equal(verdict((struct pm){-0.02, 0.005}), "better");
-    assert_null(verdict((struct pm){NAN, 0.1}));
-    assert_null(verdict((struct pm){0.1, NAN}));
+    const struct {
+        struct pm d;
+        const char *word;
+    } cases[] = {{{0.00199, 0.00164}, "cannot tell"}, {{0.25448, 0.01679}, "worse"}, {{-0.02, 0.005}, "better"},
+                 {{0, 0}, "cannot tell"},             {{NAN, 0.1}, NULL},            {{0.1, NAN}, NULL}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct row r = {.delta = cases[i].d};
+        if (cases[i].word) assert_string_equal(verdict(&r), cases[i].word);
+        else assert_null(verdict(&r));
+    }
+    assert_string_equal(verdict(&(struct row){.is_ref = true}), "reference");
 }
 
 /* ---- tables ---- */
@@ -270,6 +276,7 @@ static void joins(void **state)
     /* weights read: 2 layers × 8·(2·8 + 2·4 + 3·16) + 32·8 = 1408; the row takes the architecture of its base */
     assert_true(fabs(rs.r[0].bpw_read - 8000.0 / 1408) < 1e-12);
     assert_true(rs.r[0].ppl_pm.v == 30 && rs.r[0].kld.v == 0.1 && isnan(rs.r[0].decode_tps));
+    assert_true(rs.r[1].is_ref && !rs.r[0].is_ref);
     assert_true(rs.r[1].linears_bytes == 5 && rs.r[1].head_bytes == 7 && rs.r[1].other_bytes == 3);
 
     struct limits l = {0.2, 0.8, 1, NAN};
