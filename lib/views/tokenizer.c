@@ -30,6 +30,7 @@ static int on_normalized(void *ctx, const struct tok_added *token, size_t start,
         tok_ids_put(&x->out, token->id);
         return 0;
     }
+    if (start == end) return 0; /* nothing is left after normalization */
     size_t n0 = x->n0 <= start ? 0 : x->n0 < end ? x->n0 - start : end - start;
     return tok_steps_run(&x->walk, 0, x->normal.p + start, end - start, n0);
 }
