@@ -1,4 +1,4 @@
-/* tok_ids TOKENIZER.json [special] < STRINGS > IDS: what tests/golden/make/fuzz_tok.py compares with the real library.
+/* tok_ids TOKENIZER.json|MODEL [special] < STRINGS > IDS: what tests/golden/make/fuzz_tok.py compares with the real library.
  * STRINGS: per string a little-endian u32 length and its bytes. IDS: per string u32 count, ids as i32, then the decoded
  * text as u32 length and bytes. */
 #include "base/json.h"
@@ -12,11 +12,17 @@
 int main(int argc, char **argv)
 {
     msg_init("tok_ids");
-    if (argc < 2) die_usage("TOKENIZER.json is missing");
+    if (argc < 2) die_usage("TOKENIZER.json or MODEL is missing");
     struct err e;
-    json_t *json = json_read(argv[1], (size_t)1 << 30, &e);
-    struct tokenizer *t = json ? tokenizer_new(json, NULL, argv[1], &e) : NULL;
-    json_decref(json);
+    struct tokenizer *t = NULL;
+    const char *ext = strrchr(argv[1], '.');
+    if (ext && !strcmp(ext, ".json")) {
+        json_t *json = json_read(argv[1], (size_t)1 << 30, &e);
+        if (json) t = tokenizer_new(json, NULL, argv[1], &e);
+        json_decref(json);
+    } else {
+        t = tokenizer_of_model(argv[1], &e);
+    }
     if (!t) die("%s", e.msg);
     bool special = argc > 2 && !strcmp(argv[2], "special");
     uint32_t n;
