@@ -140,7 +140,8 @@ static int load_merges(struct tok_bpe *b, const json_t *merges, struct err *e)
             break;
         }
         struct tok_merge *slot = &b->merge[pair_slot(b, x, y)]; /* of two equal ones the later counts */
-        *slot = (struct tok_merge){.a = x, .b = y, .id = id, .rank = rank++};
+        *slot = (struct tok_merge){.a = x, .b = y, .id = id, .rank = rank};
+        rank++;
     }
     free(joined.p);
     return rc;
@@ -307,8 +308,8 @@ int tok_bpe_encode(const struct tok_bpe *b, struct tok_bpe_work *w, const char *
     }
     size_t k;
     if (first_symbols(b, w, s, n, &k))
-        return err_set(e, "the text has a character that is not in the vocabulary, and neither is \"unk_token\" \"%.64s\"",
-                       b->unk);
+        return err_set(e, "the text has a character that is not in the vocabulary, and neither is "
+                          "\"unk_token\" \"%.64s\"", b->unk);
     if (!k) return 0;
     merge_all(b, w, k);
     for (int32_t i = 0; i >= 0; i = w->sym[i].next) tok_ids_put(out, w->sym[i].id);

@@ -37,8 +37,8 @@ static int load_one(struct tok_decs *a, const json_t *j, int depth, struct err *
     }
     while (k < 6 && strcmp(known[k], type)) k++;
     if (k == 6)
-        return err_set(e, "the decoder %.64s is not supported (ByteLevel, Metaspace, Replace, ByteFallback, Fuse, Strip "
-                          "or a Sequence of them was expected)", type);
+        return err_set(e, "the decoder %.64s is not supported (ByteLevel, Metaspace, Replace, ByteFallback, Fuse, "
+                          "Strip or a Sequence of them was expected)", type);
     if (a->n >= MAX_STEPS) return err_set(e, "more than %d decoders", MAX_STEPS);
     a->v = mem_grow(a->v, a->n + 1, sizeof *a->v);
     struct tok_dec *d = &a->v[a->n++];

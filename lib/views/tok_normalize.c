@@ -16,8 +16,10 @@ static int load_one(struct tok_norms *a, const json_t *j, int depth, struct err 
     static const struct {
         const char *type;
         enum tok_norm_kind kind;
-    } known[] = {{"NFC", NORM_NFC},         {"NFD", NORM_NFD},         {"NFKC", NORM_NFKC},   {"NFKD", NORM_NFKD},
-                 {"Prepend", NORM_PREPEND}, {"Replace", NORM_REPLACE}, {"Strip", NORM_STRIP}, {"ByteLevel", NORM_BYTES}};
+    } known[] = {{"NFC", NORM_NFC},         {"NFD", NORM_NFD},
+                 {"NFKC", NORM_NFKC},       {"NFKD", NORM_NFKD},
+                 {"Prepend", NORM_PREPEND}, {"Replace", NORM_REPLACE},
+                 {"Strip", NORM_STRIP},     {"ByteLevel", NORM_BYTES}};
     const char *type = tok_json_type(j, "a normalizer", e), *s;
     size_t n;
     if (!type) return -1;
@@ -36,8 +38,8 @@ static int load_one(struct tok_norms *a, const json_t *j, int depth, struct err 
     size_t k = 0;
     while (k < sizeof known / sizeof known[0] && strcmp(known[k].type, type)) k++;
     if (k == sizeof known / sizeof known[0])
-        return err_set(e, "the normalizer %.64s is not supported (NFC, NFD, NFKC, NFKD, Prepend, Replace, Strip, ByteLevel "
-                          "or a Sequence of them was expected)", type);
+        return err_set(e, "the normalizer %.64s is not supported (NFC, NFD, NFKC, NFKD, Prepend, Replace, Strip, "
+                          "ByteLevel or a Sequence of them was expected)", type);
     m->kind = known[k].kind;
     if (m->kind == NORM_PREPEND || m->kind == NORM_REPLACE) {
         if (tok_json_str(j, m->kind == NORM_PREPEND ? "prepend" : "content", &s, &n, e)) return -1;

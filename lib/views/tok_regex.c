@@ -60,9 +60,10 @@ static void put_property(struct tok_buf *b, const char *name)
 
 static bool property_known(const char *name)
 {
-    static const char *const known[] = {"L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M",  "Mn", "Mc", "Me", "N",  "Nd", "Nl",  "No",
-                                        "P",  "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "S",  "Sm", "Sc", "Sk", "So",
-                                        "Zs", "Zl", "Zp", "Z",  "Han"};
+    static const char *const known[] = {"L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M",  "Mn", "Mc", "Me",
+                                        "N",  "Nd", "Nl", "No", "P",  "Pc", "Pd", "Ps", "Pe", "Pi",
+                                        "Pf", "Po", "S",  "Sm", "Sc", "Sk", "So", "Zs", "Zl", "Zp",
+                                        "Z",  "Han"};
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (!strcmp(known[i], name)) return true;
     return false;

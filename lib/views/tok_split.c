@@ -70,7 +70,8 @@ static int load_metaspace(struct tok_steps *a, const json_t *j, struct err *e)
     int32_t cp = n ? utf8_next(rep, n, &len) : -1;
     if (cp < 0 || len != n) return err_set(e, "Metaspace: \"replacement\" is not one character");
     while (k < 3 && strcmp(scheme, name[k])) k++;
-    if (k == 3) return err_set(e, "Metaspace: \"prepend_scheme\" is %.64s (always, first or never was expected)", scheme);
+    if (k == 3)
+        return err_set(e, "Metaspace: \"prepend_scheme\" is %.64s (always, first or never was expected)", scheme);
     if (!prefix && k != PREPEND_NEVER)
         return err_set(e, "Metaspace: \"add_prefix_space\" false does not match \"prepend_scheme\" %s", name[k]);
     struct tok_step *s = add_step(a, STEP_METASPACE);

@@ -1,4 +1,4 @@
-/* Hugging Face tokenizers 0.23 draws on tables of several Unicode versions, and the libraries here have others again (in
+/* Hugging Face tokenizers 0.23 draws on tables of several Unicode versions, and the libraries here have others (in
  * Debian 12: PCRE2 10.42 has 14, utf8proc 2.8 has 15). These are the differences, for this version of tokenizers; what
  * they do not cover is characters that Unicode 17 and later bring and a newer PCRE2 or utf8proc knows.
  * Made by tests/golden/make/make_tok_unicode.py with the real library. */

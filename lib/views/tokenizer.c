@@ -59,7 +59,8 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, bool
     if (utf8_valid_prefix(text, n) < n) text = clean = utf8_replace_invalid(text, n, &n, NULL);
     struct encoding x = {.t = t, .text = text, .e = e};
     struct tok_buf *buf = mem_new(t->steps.n, sizeof *buf);
-    x.walk = (struct tok_walk){.steps = &t->steps, .m = tok_match_new(), .buf = buf, .piece = on_piece, .ctx = &x, .e = e};
+    x.walk = (struct tok_walk){.steps = &t->steps, .m = tok_match_new(), .buf = buf,
+                             .piece = on_piece, .ctx = &x, .e = e};
     for (size_t i = 0; special && i < t->n_prefix; i++) tok_ids_put(&x.out, t->prefix[i]);
     int rc = tok_added_scan(&t->raw, t->added, text, n, on_raw, &x);
     for (size_t i = 0; special && i < t->n_suffix; i++) tok_ids_put(&x.out, t->suffix[i]);

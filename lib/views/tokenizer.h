@@ -1,6 +1,6 @@
 /* Tokenizers from tokenizer.json: byte-level BPE (Llama-3, Qwen2.5, SmolLM2, GPT-2 pre-tokenizers) and BPE with U+2581
- * and byte fallback (Llama-2, TinyLlama, Mistral). Ids are those of Hugging Face tokenizers 0.23 (Tokenizer.from_file on
- * the same file; transformers 5 sets some pre-tokenizers anew for some "tokenizer_class"es, which is not followed);
+ * and byte fallback (Llama-2, TinyLlama, Mistral). Ids are those of Hugging Face tokenizers 0.23 (from_file on the same
+ * file; transformers 5 sets some pre-tokenizers anew for some "tokenizer_class"es, which is not followed);
  * what it cannot reproduce is refused at load, by the name of the component. Supported:
  *   model           BPE: merges old and new, ignore_merges, byte_fallback, unk_token, fuse_unk
  *   added_tokens    all flags

@@ -52,7 +52,8 @@ static int load_added(struct tokenizer *t, const json_t *list, struct err *e)
                            MAX_ADDED_BYTES);
         int32_t in_vocab = tok_vocab_find(&t->bpe.vocab, s, len);
         if (in_vocab >= 0 && in_vocab != id)
-            return err_set(e, "\"added_tokens\": \"%.64s\" has id %lld, but %d in \"vocab\"", s, (long long)id, in_vocab);
+            return err_set(e, "\"added_tokens\": \"%.64s\" has id %lld, but %d in \"vocab\"", s, (long long)id,
+                           in_vocab);
         /* The reference numbers the others itself, in order, whatever the file says. */
         if (in_vocab < 0 && id != next_id)
             return err_set(e, "\"added_tokens\": \"%.64s\" has id %lld (the next free id, %lld, was expected)", s,

@@ -9,7 +9,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const char *const texts[] = {"", " ", "ab  ab\n\n12 345 don't <s>", "caf\xC3\xA9 e\xCC\x81\xCC\xA3 \xE4\xBD\xA0\xF0\x9F\x98\x80",
+    static const char *const texts[] = {"", " ", "ab  ab\n\n12 345 don't <s>",
+                                        "caf\xC3\xA9 e\xCC\x81\xCC\xA3 \xE4\xBD\xA0\xF0\x9F\x98\x80",
                                         "\xFF\xE2\x82 aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\t \r\n\xE2\x96\x81x"};
     struct err e;
     json_t *json = json_parse("fuzz", (const char *)data, size, &e);

@@ -1,5 +1,5 @@
 /* Tokenizers against Hugging Face tokenizers: ids and decoded text of many small tokenizers (tok_small.json), of the
- * published ones where they are at hand (tok_vectors.json), files that must be refused, and inputs of awkward length. */
+ * published ones where they are at hand (tok_vectors.json), files that must be refused, inputs of awkward length. */
 #include "base/file.h"
 #include "base/mem.h"
 #include "golden.h"
@@ -30,7 +30,8 @@ static size_t encode(const struct tokenizer *t, const char *s, size_t n, bool sp
     return k;
 }
 
-static void check_ids(const struct tokenizer *t, const char *name, const json_t *strings, const json_t *want, bool special)
+static void check_ids(const struct tokenizer *t, const char *name, const json_t *strings, const json_t *want,
+                      bool special)
 {
     size_t i;
     json_t *v;
@@ -64,7 +65,8 @@ static void small_tokenizers(void **state)
             snprintf(key, sizeof key, "%zu", k);
             other = json_object_get(decoded, key) ? json_object_get(decoded, key) : s;
             int32_t *in = mem_new(json_array_size(row), sizeof *in);
-            for (size_t q = 0; q < json_array_size(row); q++) in[q] = (int32_t)json_integer_value(json_array_get(row, q));
+            for (size_t q = 0; q < json_array_size(row); q++)
+                in[q] = (int32_t)json_integer_value(json_array_get(row, q));
             size_t n;
             char *text = tokenizer_decode(t, in, json_array_size(row), true, &n);
             if (n != json_string_length(other) || memcmp(text, json_string_value(other), n))
@@ -227,8 +229,9 @@ static void smollm2(void **state)
 static struct tokenizer *tiny(const char *json, const char *config)
 {
     struct err e;
-    json_t *j = json_parse("tiny", json, strlen(json), &e), *c = config ? json_parse("config", config, strlen(config), &e) : NULL;
+    json_t *j = json_parse("tiny", json, strlen(json), &e), *c = NULL;
     assert_non_null(j);
+    if (config) c = json_parse("config", config, strlen(config), &e);
     struct tokenizer *t = tokenizer_new(j, c, "tiny", &e);
     if (!t) fail_msg("%s", e.msg);
     json_decref(j);
@@ -261,6 +264,9 @@ static void invalid_utf8(void **state)
     ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}},"            \
     "{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{\"<s>\":{\"ids\":[3]}}}"
 
+#define CLASS(NAME, BOS, ADD)                                                                                          \
+    "{\"tokenizer_class\":\"" NAME "\",\"bos_token\":" BOS ",\"add_bos_token\":" ADD "}"
+
 static void bos_override(void **state)
 {
     (void)state;
@@ -270,9 +276,9 @@ static void bos_override(void **state)
         int64_t bos;
     } v[] = {
         {TINY("", TEMPLATE), NULL, true, 3},
-        {TINY("", TEMPLATE), "{\"tokenizer_class\":\"LlamaTokenizer\",\"bos_token\":\"<s>\",\"add_bos_token\":false}", false, 3},
-        {TINY("", TEMPLATE), "{\"tokenizer_class\":\"PreTrainedTokenizerFast\",\"bos_token\":\"<s>\",\"add_bos_token\":false}", true, 3},
-        {TINY("", ""), "{\"tokenizer_class\":\"LlamaTokenizer\",\"bos_token\":{\"content\":\"<s>\"},\"add_bos_token\":true}", true, 3},
+        {TINY("", TEMPLATE), CLASS("LlamaTokenizer", "\"<s>\"", "false"), false, 3},
+        {TINY("", TEMPLATE), CLASS("PreTrainedTokenizerFast", "\"<s>\"", "false"), true, 3},
+        {TINY("", ""), CLASS("LlamaTokenizer", "{\"content\":\"<s>\"}", "true"), true, 3},
         {TINY("", ""), "{\"bos_token\":null}", false, -1},
     };
     for (size_t i = 0; i < sizeof v / sizeof v[0]; i++) {
@@ -290,6 +296,12 @@ static void bos_override(void **state)
 }
 
 /* ---- refused ---- */
+
+#define SPLIT(PATTERN, BEHAVIOR)                                                                                       \
+    TINY("", ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":" PATTERN ",\"behavior\":\"" BEHAVIOR                \
+             "\",\"invert\":false}")
+#define SINGLE(PARTS) TINY("", ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[" PARTS "]}")
+#define NORM(TYPE) TINY("", ",\"normalizer\":{\"type\":\"" TYPE "\"}")
 
 static void refused(void **state)
 {
@@ -318,19 +330,22 @@ static void refused(void **state)
         {TINY("\"end_of_word_suffix\":\"</w>\",", ""), "\"end_of_word_suffix\""},
         {TINY("\"byte_fallback\":1,", ""), "\"byte_fallback\""},
         {TINY("", ",\"normalizer\":{\"type\":\"Lowercase\"}"), "normalizer Lowercase"},
-        {TINY("", ",\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"BertNormalizer\"}]}"), "BertNormalizer"},
+        {NORM("Sequence\",\"normalizers\":[{\"type\":\"BertNormalizer\"}],\"\":\""), "BertNormalizer"},
         {TINY("", ",\"normalizer\":[]"), "\"type\""},
         {TINY("", ",\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"}"), "BertPreTokenizer"},
-        {TINY("", ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},\"behavior\":\"Isolated\",\"invert\":false}"), "not valid"},
-        {TINY("", ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\w\"},\"behavior\":\"Isolated\",\"invert\":false}"), "\\w"},
-        {TINY("", ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a&&b]\"},\"behavior\":\"Isolated\",\"invert\":false}"), "intersection"},
-        {TINY("", ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Sideways\",\"invert\":false}"), "Sideways"},
-        {TINY("", ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":7,\"behavior\":\"Isolated\",\"invert\":false}"), "\"pattern\""},
+        {SPLIT("{\"Regex\":\"(\"}", "Isolated"), "not valid"},
+        {SPLIT("{\"Regex\":\"\\\\w\"}", "Isolated"), "\\w"},
+        {SPLIT("{\"Regex\":\"[a&&b]\"}", "Isolated"), "intersection"},
+        {SPLIT("{\"Regex\":\"a\"}", "Sideways"), "Sideways"},
+        {SPLIT("7", "Isolated"), "\"pattern\""},
         {TINY("", ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"ab\"}"), "one character"},
-        {TINY("", ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"x\"}"), "prepend_scheme"},
+        {TINY("", ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"x\"}"),
+         "prepend_scheme"},
         {TINY("", ",\"post_processor\":{\"type\":\"BertProcessing\"}"), "BertProcessing"},
-        {TINY("", ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"B\"}}]}"), "Sequence A"},
-        {TINY("", ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"x\"}},{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{\"x\":{\"ids\":[99]}}}"), "no token's"},
+        {SINGLE("{\"Sequence\":{\"id\":\"B\"}}"), "Sequence A"},
+        {SINGLE("{\"SpecialToken\":{\"id\":\"x\"}},{\"Sequence\":{\"id\":\"A\"}}],"
+                "\"special_tokens\":{\"x\":{\"ids\":[99]}},\"\":["),
+         "no token's"},
         {TINY("", ",\"decoder\":{\"type\":\"WordPiece\"}"), "WordPiece"},
         {TINY("", ",\"added_tokens\":3"), "\"added_tokens\""},
         {TINY("", ",\"added_tokens\":[{\"content\":\"x\"}]"), "\"id\""},
@@ -392,8 +407,7 @@ static void expensive_pattern(void **state)
 {
     (void)state;
     struct err e;
-    struct tokenizer *t = tiny(TINY("", ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(?:(?:a|aa)+)+[cd]\"},"
-                                        "\"behavior\":\"Isolated\",\"invert\":false}"), NULL);
+    struct tokenizer *t = tiny(SPLIT("{\"Regex\":\"(?:(?:a|aa)+)+[cd]\"}", "Isolated"), NULL);
     char s[61];
     memset(s, 'a', sizeof s);
     int32_t *ids;
@@ -411,13 +425,15 @@ static void long_inputs(void **state)
     static const struct {
         const char *unit;
         size_t times;
-    } v[] = {{"a", 1000000}, {" ", 1000000},        {"\n", 1000000},   {"ab", 500000}, {"!", 1000000},
-             {"\r\n ", 300000}, {"\xCC\x81\xCC\x96", 200000}, {" x", 300000}, {"<", 500000}, {"\xE2\x96\x81", 300000}};
+    } v[] = {{"a", 1000000},     {" ", 1000000},  {"\n", 1000000},                {"ab", 500000},
+             {"!", 1000000},     {" x", 300000},  {"\xCC\x81\xCC\x96", 200000}, {"<", 500000},
+             {"\r\n ", 300000}, {"\xE2\x96\x81", 300000}};
     json_t *doc = golden_load("tok_small.json"), *set;
     size_t i;
     json_array_foreach(golden_get(doc, "sets"), i, set) {
         const char *name = json_string_value(golden_get(set, "name"));
-        if (strcmp(name, "llama-2") && strcmp(name, "llama-3") && strcmp(name, "qwen2") && strcmp(name, "digits")) continue;
+        if (strcmp(name, "llama-2") && strcmp(name, "llama-3") && strcmp(name, "qwen2") && strcmp(name, "digits"))
+            continue;
         struct tokenizer *t = must_load(golden_get(set, "tokenizer"), name);
         for (size_t k = 0; k < sizeof v / sizeof v[0]; k++) {
             size_t u = strlen(v[k].unit), n = u * v[k].times, back;
