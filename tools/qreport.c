@@ -4,6 +4,7 @@
 #include "base/msg.h"
 #include "base/record.h"
 #include "output/limits.h"
+#include "output/mix.h"
 #include "output/nlldiff.h"
 #include "output/report.h"
 #include "output/rows.h"
@@ -187,6 +188,36 @@ static int cmd_check(int argc, char **argv)
     return record_finish(&rec);
 }
 
+/* ---- mix ---- */
+
+static int cmd_mix(int argc, char **argv)
+{
+    const char *dir = NULL;
+    struct opt opts[] = {{"output", 'o', OPT_STR, &dir, "DIR", "report.md and plots go here (required)", NULL, 0, 0}, {0}};
+    struct tool t = {.name = "qreport", .summary = "do mixes beat the uniform formats around them?", .opts = opts,
+                     .results_version = RESULTS_VERSION, .usage = "mix RECORD… RECIPE… -o DIR",
+                     .details = "Takes records of qquant and qppl --ref (of mixes and uniform formats), of qsens, and the "
+                                "recipe files.\nresults: budgets[{budget_bpw, bpw, recipe, portable, predicted, delta_nll, se, "
+                                "chord, below_chord, margin{mean,se},\nverdict}], uniform[…], random[…], spearman{…}, files[…]. "
+                                "With qppl --nll the errors are paired.\n"};
+    int n;
+    char **paths = args_parse(&t, argc, argv, &n);
+    struct record rec;
+    struct mix m;
+    struct err e;
+    if (n == 0) die_usage("no record given");
+    if (!dir) die_usage("-o DIR is missing");
+    begin(&rec, &t, argc, argv);
+    json_t *files = json_array();
+    if (mix_read(&m, paths, (size_t)n, &e)) die("%s", e.msg);
+    inputs(&rec, paths, n);
+    if (mix_report(&m, dir, files, &e)) die("%s", e.msg);
+    mix_results(&m, rec.results);
+    json_put(rec.results, "files", files);
+    mix_free(&m);
+    return record_finish(&rec);
+}
+
 /* ---- dispatch ---- */
 
 static const struct {
@@ -195,6 +226,7 @@ static const struct {
     const char *help;
 } commands[] = {
     {"table", cmd_table, "one row a configuration: Markdown, CSV, plots"},
+    {"mix", cmd_mix, "do mixes beat the straight line between uniform formats?"},
     {"diff", cmd_diff, "two qppl records, token by token: worse, better, cannot-tell"},
     {"check", cmd_check, "exit 1 if a limit is broken"},
 };

@@ -25,6 +25,7 @@ static const struct style {
     const char *prefix, *color;
     int shape; /* gnuplot pointtype */
 } styles[] = {
+    {"mix-portable", "#56b4e9", 9}, {"mix", "#e69f00", 5},
     {"f16", "#000000", 7},  {"bf16", "#000000", 7}, {"f32", "#000000", 7}, {"int8", "#009e73", 5},
     {"nf4", "#d55e00", 9},  {"fp4", "#d55e00", 11}, {"int4-row", "#cc79a7", 13}, {"int4-strided", "#cc79a7", 15},
     {"int4-", "#0072b2", 7}, {"", "#555555", 5},
@@ -185,7 +186,7 @@ static bool scatter_axes(const struct plot_scatter *s, double cap, struct axis *
     if (!(x0 <= x1)) return false;
     *x = axis_linear(x0, x1, 0.12, false);
     if (x->lo < 0 && x0 >= 0) x->lo = 0;
-    *y = !s->y_from_zero && y0 > 0 && y1 / y0 > 3 ? axis_log(y0, y1) : axis_linear(y0, y1, 0.1, s->y_from_zero);
+    *y = !s->y_from_zero && !s->y_linear && y0 > 0 && y1 / y0 > 3 ? axis_log(y0, y1) : axis_linear(y0, y1, 0.1, s->y_from_zero);
     return true;
 }
 

@@ -20,6 +20,7 @@ struct plot_point {
 
 struct plot_scatter {
     const char *title, *subtitle, *xlabel, *ylabel;
+    bool y_linear;      /* never a log scale */
     bool y_from_zero;   /* else log scale if max/min > 3, else a linear range around the points */
     double line;        /* a dashed horizontal line here; NaN: none */
     const struct plot_point *p; /* points with x or y not finite are left out */
