@@ -154,18 +154,17 @@ static int unicode_form(enum tok_norm_kind kind, const char *s, size_t n, size_t
         m += (size_t)k;
         if (i < *n0) first = m;
     }
+    /* The first character's own form tells how much of the result is its. */
     int32_t *tmp = mem_array(m, sizeof *tmp);
+    if (first) memcpy(tmp, cp, first * sizeof *cp);
+    if (compose) first = compose_all(tmp, first);
     for (size_t i = 0, end; i < m; i = end) {
         for (end = i; end < m && ccc(cp[end]); end++) continue;
         if (end - i > 1) order_run(cp + i, end - i, tmp);
         if (end == i) end++;
     }
-    if (first) memcpy(tmp, cp, first * sizeof *cp);
-    if (compose) {
-        m = compose_all(cp, m);
-        first = compose_all(tmp, first);
-    }
     free(tmp);
+    if (compose) m = compose_all(cp, m);
     size_t start = out->n;
     char b[4];
     *n0 = 0;
