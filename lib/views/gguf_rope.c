@@ -18,7 +18,8 @@ struct table {
 
 static double bound(const struct rope *r)
 {
-    return 1e-6 * (1 + r->factor * r->high_freq_factor / (r->high_freq_factor - r->low_freq_factor));
+    double tol = 1e-6 * (1 + r->factor * r->high_freq_factor / (r->high_freq_factor - r->low_freq_factor));
+    return tol < 5e-5 ? tol : 5e-5;
 }
 
 static bool fits(const struct table *t, const struct rope *r)
@@ -96,7 +97,7 @@ bool gguf_rope_recover(double theta, int64_t head_dim, const float *divisors, st
     struct table t = {.theta = theta, .head_dim = head_dim, .n = head_dim / 2, .div = divisors};
     const struct rope plain = {.type = ROPE_DEFAULT, .theta = theta};
     double top = 1;
-    bool ok = true;
+    bool ok = head_dim <= 1024; /* the search takes long beyond, and no model is there */
     for (int64_t i = 0; i < t.n && ok; i++) {
         ok = isfinite(divisors[i]) && divisors[i] >= 1 - 1e-6f && divisors[i] < 1e6f;
         top = fmax(top, divisors[i]);
