@@ -42,7 +42,7 @@ static struct opt opts[] = {
 
 static const char details[] =
     "results: mode, format, method, per, n_chars, n_tokens, n_scored, baseline{nll}, all{kld,delta_nll} (every decoder linear\n"
-    "quantized), tensors[{name, layer, op, mse, nmse, cosine, sqnr_db, kld, delta_nll, bytes_before, bytes_after}].\n"
+    "quantized), tensors[{name, layer, op, shape, mse, nmse, cosine, sqnr_db, kld, delta_nll, bytes_before, bytes_after}].\n"
     "mse ... sqnr_db compare outputs of that linear on the original's inputs; kld = KL(original || quantized) in nats and\n"
     "delta_nll (quantized - original) are means over the tokens of the text, null in local mode. sqnr_db is null when there\n"
     "is no error at all.\n"

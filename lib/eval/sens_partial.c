@@ -36,6 +36,7 @@ json_t *sens_entry_json(const struct sens_entry *en, const struct sens_opts *o)
     json_put(v, "name", json_string(en->name));
     json_put(v, "layer", en->layer < 0 ? json_null() : json_integer(en->layer));
     json_put(v, "op", en->op < 0 ? json_null() : json_string(op_name((enum op)en->op)));
+    if (en->n_out) json_put(v, "shape", json_pack("[I,I]", (json_int_t)en->n_out, (json_int_t)en->n_in));
     json_put(v, "mse", json_num(sens_mse(&en->local)));
     json_put(v, "nmse", json_num(sens_nmse(&en->local)));
     json_put(v, "cosine", json_num(sens_cosine(&en->local)));

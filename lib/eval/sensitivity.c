@@ -60,9 +60,14 @@ void sens_result_init(struct sens_result *r, const struct config *c, enum sens_p
         struct sens_entry *en = &r->entries[i];
         en->layer = per == SENS_TENSOR ? i / N_OPS : per == SENS_LAYER ? i : -1;
         en->op = per == SENS_TENSOR ? (int)(i % N_OPS) : per == SENS_LAYER ? -1 : (int)i;
-        if (per == SENS_TENSOR) linear_name(en->name, en->layer, (enum op)en->op);
-        else if (per == SENS_LAYER) snprintf(en->name, sizeof en->name, "model.layers.%lld", (long long)i);
-        else snprintf(en->name, sizeof en->name, "%s", op_name((enum op)en->op));
+        if (per == SENS_TENSOR) {
+            linear_name(en->name, en->layer, (enum op)en->op);
+            config_op_shape(c, (enum op)en->op, &en->n_out, &en->n_in);
+        } else if (per == SENS_LAYER) {
+            snprintf(en->name, sizeof en->name, "model.layers.%lld", (long long)i);
+        } else {
+            snprintf(en->name, sizeof en->name, "%s", op_name((enum op)en->op));
+        }
     }
 }
 

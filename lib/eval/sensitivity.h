@@ -22,6 +22,7 @@ struct sens_entry {
     char name[LINEAR_NAME_MAX]; /* the linear; "model.layers.3"; "q_proj" */
     int64_t layer;              /* −1: all */
     int op;                     /* −1: all */
+    int64_t n_out, n_in;        /* of a linear; 0 for a unit of several */
     struct sens_metrics local;  /* outputs on clean inputs, pooled over the unit's linears */
     struct sens_metrics seed;   /* with opts.seed_preset: outputs of the quantized against those of the clean model */
     double kld, delta_nll;      /* at the model's output, means over the scored tokens; not in local mode */

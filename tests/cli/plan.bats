@@ -91,6 +91,14 @@ format_of='def glob: gsub("\\."; "\\.") | gsub("\\*"; ".*") | "^" + . + "$";
         | . == $p.plan.bytes' | grep -qx true
 }
 
+@test "with shapes, the plan does not depend on how the source stores its weights" {
+    records 6 2 int4-g64 int8-row >"$t/r"
+    jq -c '.results.tensors[] |= . + {shape: [.bytes_before / 2, 1], bytes_before: (.bytes_before * 0.3 | floor)}' "$t/r" >"$t/gguf"
+    plan --argjson budget 6 "$t/r" >"$t/a"
+    plan --argjson budget 6 "$t/gguf" >"$t/b"
+    cmp "$t/a" "$t/b"
+}
+
 @test "budgets in bytes, in GiB with context, and like a format" {
     records 3 2 int4-g64 int8-row >"$t/r"
     total=$(jq -s '.[0].results.tensors | map(.bytes_after) | add' "$t/r")
