@@ -90,7 +90,9 @@ void plot_place_labels(struct plot_label *l, size_t n, double left, double top, 
                        double line)
 {
     static const double radii[] = {9, 14, 20, 28, 36, 46, 58, 72, 88, 106, 126, 150, 176, 204, 240};
-    const int n_radii = sizeof radii / sizeof *radii, n_dirs = 24, max_sweeps = 40;
+    const int n_radii = sizeof radii / sizeof *radii, n_dirs = 24;
+    /* so many labels that it would take long are crowded anyway */
+    const int max_sweeps = n <= 13 ? 40 : n < 120 ? (int)(8000 / (n * n)) + 1 : 1;
     struct box area = {left, top, right, bottom};
     for (size_t i = 0; i < n; i++) put(&l[i], radii[0], 1, 0);
     bool moved = true;
