@@ -11,8 +11,8 @@ DESTDIR ?=
 SAN ?=
 B := build$(if $(SAN),/san)
 
-# V=1 shows the commands.
-say = $(if $(V),,@printf '  %s %s\n' $(1) $@;)
+# V=1 shows the commands, -s nothing.
+say = $(if $(V),,@$(if $(findstring s,$(firstword -$(MAKEFLAGS))),,printf '  %s %s\n' $(1) $@;))
 
 CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
 OPT ?= $(if $(SAN),-O1,-O3)
