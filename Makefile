@@ -76,6 +76,11 @@ $(B)/tests/%: $(B)/tests/unit/%.o $(TEST_LIB_OBJ) $(B)/libq.a
 	@mkdir -p $(@D)
 	$(call say,LD)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
+# Measurements, by hand: make build/bench/bench_matmul
+$(B)/bench/%: $(B)/tests/bench/%.o $(TEST_LIB_OBJ) $(B)/libq.a
+	@mkdir -p $(@D)
+	$(call say,LD)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
 $(B)/tests/%: $(B)/tests/tools/%.o $(TEST_LIB_OBJ) $(B)/libq.a
 	@mkdir -p $(@D)
 	$(call say,LD)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)

@@ -59,16 +59,40 @@ INLINE void dot_tile(const void *const *w, const float *const *x, int64_t n, con
     for (int i = 0; i < ROWS; i++) vf_sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3], y + i * DOT_TOKENS);
 }
 
-#define DOT(name, e)                                                                                        \
+/* The same sums, each row from one end to the other before the next: for rows that come from memory, whose bandwidth one
+ * stream uses better than several (measured on Zen 4 with 4 KiB pages: 17 to 20 GB/s a core against 10 to 14). */
+INLINE void dot_stream(const void *const *w, const float *const *x, int64_t n, const int nt, float *y, const enum elem e)
+{
+    for (int i = 0; i < ROWS; i++) {
+        vf acc[DOT_TOKENS];
+#pragma GCC unroll 4
+        for (int t = 0; t < DOT_TOKENS; t++) acc[t] = vf_zero();
+        int64_t k = 0;
+        for (; k + VL <= n; k += VL) {
+            vf wv = elem_load(w[i], k, e);
+#pragma GCC unroll 4
+            for (int t = 0; t < nt; t++) acc[t] = vf_fma(wv, vf_load(x[t] + k), acc[t]);
+        }
+        if (k < n) {
+            vf wv = elem_load_n(w[i], k, n - k, e);
+#pragma GCC unroll 4
+            for (int t = 0; t < nt; t++) acc[t] = vf_fma(wv, vf_load_n(x[t] + k, n - k), acc[t]);
+        }
+        vf_sum4(acc[0], acc[1], acc[2], acc[3], y + i * DOT_TOKENS);
+    }
+}
+
+#define DOT(name, how, e)                                                                                   \
     static void name(const void *const *w, const float *const *x, int64_t n, int n_tok, float *y)           \
     {                                                                                                       \
         switch (n_tok) {                                                                                    \
-        case 1: dot_tile(w, x, n, 1, y, e); break;                                                          \
-        case 2: dot_tile(w, x, n, 2, y, e); break;                                                          \
-        case 3: dot_tile(w, x, n, 3, y, e); break;                                                          \
-        default: dot_tile(w, x, n, 4, y, e); break;                                                         \
+        case 1: how(w, x, n, 1, y, e); break;                                                               \
+        case 2: how(w, x, n, 2, y, e); break;                                                               \
+        case 3: how(w, x, n, 3, y, e); break;                                                               \
+        default: how(w, x, n, 4, y, e); break;                                                              \
         }                                                                                                   \
     }
-DOT(dot_f32, ELEM_F32)
-DOT(dot_f16, ELEM_F16)
-DOT(dot_bf16, ELEM_BF16)
+DOT(dot_f32, dot_tile, ELEM_F32)
+DOT(stream_f32, dot_stream, ELEM_F32)
+DOT(stream_f16, dot_stream, ELEM_F16)
+DOT(stream_bf16, dot_stream, ELEM_BF16)

@@ -11,7 +11,8 @@
 const struct kernels KERNEL(kernels) = {
     .name = QUOTE(KERNEL(kernels)),
     .dot_rows = ROWS,
-    .dot = {dot_f32, dot_f16, dot_bf16},
+    .dot = dot_f32,
+    .dot_stream = {stream_f32, stream_f16, stream_bf16},
     .dequant = dequant_row,
     .rmsnorm = rmsnorm_row,
     .rope = rope_row,

@@ -26,9 +26,11 @@ struct kernels {
     const char *name;
     int dot_rows; /* rows a dot tile has */
 
-    /* y[i·4 + t] = Σ_k w[i][k]·x[t][k], i < dot_rows, t < n_tok ≤ DOT_TOKENS; w: rows of `elem`. Each sum is formed in
-     * VL lanes over k in rising order, then across lanes: it does not depend on its place in the tile or on n_tok. */
-    void (*dot[N_ELEM])(const void *const *w, const float *const *x, int64_t n, int n_tok, float *y);
+    /* y[i·4 + t] = Σ_k w[i][k]·x[t][k], i < dot_rows, t < n_tok ≤ DOT_TOKENS. Each sum is formed in VL lanes over k in
+     * rising order, then across lanes: it does not depend on its place in the tile or on n_tok. dot: rows of floats in
+     * the cache; dot_stream: rows of any element type as they come from memory, the same bits. */
+    void (*dot)(const void *const *w, const float *const *x, int64_t n, int n_tok, float *y);
+    void (*dot_stream[N_ELEM])(const void *const *w, const float *const *x, int64_t n, int n_tok, float *y);
 
     /* Columns k0 … k0+n−1 of row r as floats, bit for bit those of qweight_rows_f32. Whether it can: dequant_ok. */
     void (*dequant)(const struct qweight *w, int64_t r, int64_t k0, int64_t n, float *dst);

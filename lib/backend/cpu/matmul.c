@@ -36,7 +36,7 @@ static void rows(const struct mm *mm, const struct matmul *job, int64_t r0, int6
     const struct cpu_weight *w = job->w->data;
     int64_t n_in = w->q.n_in, n_out = w->q.n_out, bk = block_columns(n_in), n = r1 - r0;
     bool direct = !buf;
-    enum elem elem = direct ? w->elem : ELEM_F32;
+    size_t size = direct && w->elem != ELEM_F32 ? 2 : 4;
     int64_t ld = w->path == PATH_REFERENCE ? n_in : bk;
     if (w->path == PATH_REFERENCE) qweight_rows_f32(&w->q, r0, n, buf);
 
@@ -55,10 +55,13 @@ static void rows(const struct mm *mm, const struct matmul *job, int64_t r0, int6
                 int nr = n - i0 < k->dot_rows ? (int)(n - i0) : k->dot_rows;
                 for (int i = 0; i < k->dot_rows; i++) { /* an incomplete tile repeats its last row */
                     int64_t r = i0 + (i < nr ? i : nr - 1);
-                    wr[i] = direct ? (const uint8_t *)weight_row(w, r0 + r) + (size_t)k0 * (elem == ELEM_F32 ? 4 : 2)
+                    wr[i] = direct ? (const uint8_t *)weight_row(w, r0 + r) + (size_t)k0 * size
                                    : (const void *)(buf + r * ld + col);
                 }
-                k->dot[elem](wr, x, len, nt, y);
+                if (direct && mm->n_tok <= DOT_TOKENS)
+                    k->dot_stream[w->elem](wr, x, len, nt, y);
+                else
+                    k->dot(wr, x, len, nt, y);
                 for (int i = 0; i < nr; i++)
                     for (int t = 0; t < nt; t++) {
                         float *to = job->y + (t0 + t) * n_out + r0 + i0 + i;
