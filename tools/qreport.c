@@ -8,6 +8,7 @@
 #include "output/nlldiff.h"
 #include "output/report.h"
 #include "output/rows.h"
+#include "output/sens.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -188,6 +189,40 @@ static int cmd_check(int argc, char **argv)
     return record_finish(&rec);
 }
 
+/* ---- sens ---- */
+
+static int cmd_sens(int argc, char **argv)
+{
+    const char *dir = NULL, *samples = NULL;
+    struct opt opts[] = {{"output", 'o', OPT_STR, &dir, "DIR", "lbl_analysis.md and plots go here (required)", NULL, 0, 0},
+                         {"samples", 0, OPT_STR, &samples, "DIR", "made by qsens --samples: a scatter plot an operation", NULL, 0, 0},
+                         {0}};
+    struct tool t = {.name = "qreport", .summary = "where quantization hurts", .opts = opts, .results_version = RESULTS_VERSION,
+                     .usage = "sens SENS.json… -o DIR [--samples DIR]",
+                     .details = "Takes qsens records of one model; several modes of one format give their rank correlations.\n"
+                                "results: format, mode, worst[…], spearman{…}, files[…].\n"};
+    int n;
+    char **paths = args_parse(&t, argc, argv, &n);
+    struct record rec;
+    struct err e;
+    if (n == 0) die_usage("no record given");
+    if (!dir) die_usage("-o DIR is missing");
+    begin(&rec, &t, argc, argv);
+    struct sens_rec *r = mem_new((size_t)n, sizeof *r);
+    for (int i = 0; i < n; i++) {
+        json_t *doc = record_read(paths[i], "qsens", &e);
+        if (!doc || sens_rec_parse(&r[i], doc, paths[i], &e)) die("%s", e.msg);
+    }
+    inputs(&rec, paths, n);
+    json_t *files = json_array();
+    if (sens_report(r, (size_t)n, samples, dir, files, &e)) die("%s", e.msg);
+    sens_results(r, (size_t)n, rec.results);
+    json_put(rec.results, "files", files);
+    for (int i = 0; i < n; i++) sens_rec_free(&r[i]);
+    free(r);
+    return record_finish(&rec);
+}
+
 /* ---- mix ---- */
 
 static int cmd_mix(int argc, char **argv)
@@ -226,6 +261,7 @@ static const struct {
     const char *help;
 } commands[] = {
     {"table", cmd_table, "one row a configuration: Markdown, CSV, plots"},
+    {"sens", cmd_sens, "where quantization hurts: lbl_analysis.md and plots"},
     {"mix", cmd_mix, "do mixes beat the straight line between uniform formats?"},
     {"diff", cmd_diff, "two qppl records, token by token: worse, better, cannot-tell"},
     {"check", cmd_check, "exit 1 if a limit is broken"},
