@@ -280,8 +280,8 @@ static int parse_tensors(struct reader *r, struct gguf *g, uint64_t n, size_t al
     for (size_t i = 0; i < g->n_tensors && rc == 0; i++) {
         struct tensor *t = &g->tensors[i];
         if (ends[i] > r->n - start)
-            rc = err_set(r->e, "%s: ends inside tensor %s (%zu bytes were expected, the file has %zu)", r->where, t->name,
-                         start + ends[i], r->n);
+            rc = err_set(r->e, "%s: ends inside tensor %s (%zu bytes were expected, the file has %zu)", r->where,
+                         t->name, start + ends[i], r->n);
         t->data = r->p + start + ends[i] - t->n_bytes;
     }
     if (rc == 0 && n && r->n - start > expected)
@@ -297,8 +297,8 @@ static int parse(struct reader *r, struct gguf *g)
     const uint8_t *magic = take(r, 4, "the magic number");
     if (!magic) return -1;
     if (memcmp(magic, "GGUF", 4))
-        return err_set(r->e, "%s: starts with %02x %02x %02x %02x (\"GGUF\" was expected)", r->where, magic[0], magic[1],
-                       magic[2], magic[3]);
+        return err_set(r->e, "%s: starts with %02x %02x %02x %02x (\"GGUF\" was expected)", r->where, magic[0],
+                       magic[1], magic[2], magic[3]);
     uint32_t version;
     uint64_t n_tensors, n_kv;
     if (take_u32(r, &version, "the version")) return -1;

@@ -38,8 +38,8 @@ json_t *gguf_config_json(const struct gguf *g, struct err *e);
 /* The tensors under Hugging Face names, permuted_heads set for arch llama's q and k, rope_freqs left out. Array and
  * names are to be freed by the caller (names individually). */
 int gguf_hf_tensors(const struct gguf *g, struct tensor **out, size_t *n, struct err *e);
-/* tokenizer.json of an equal tokenizer ("gpt2" models with pre llama-bpe, qwen2, smollm, gpt-2), for the tokenizer reader and
- * for converted folders. NULL with an error if the GGUF has none or one of another kind. Caller owns. */
+/* tokenizer.json of an equal tokenizer ("gpt2" models with pre llama-bpe, qwen2, smollm, gpt-2), for the tokenizer
+ * reader and for converted folders. NULL with an error if the GGUF has none or one of another kind. Caller owns. */
 json_t *gguf_tokenizer_json(const struct gguf *g, struct err *e);
 /* tokenizer_config.json beside it: special tokens by text, chat template. Caller owns. */
 json_t *gguf_tokenizer_config_json(const struct gguf *g, struct err *e);

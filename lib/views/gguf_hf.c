@@ -84,7 +84,8 @@ struct sizes {
 static int get_head_dim(const struct gguf *g, struct sizes *s, struct err *e)
 {
     int64_t value, rope;
-    if (get_size(g, s->arch, "attention.key_length", s->hidden / s->heads ? s->hidden / s->heads : 1, &s->head_dim, e) ||
+    if (get_size(g, s->arch, "attention.key_length", s->hidden / s->heads ? s->hidden / s->heads : 1, &s->head_dim,
+                 e) ||
         get_size(g, s->arch, "attention.value_length", s->head_dim, &value, e) ||
         get_size(g, s->arch, "rope.dimension_count", s->head_dim, &rope, e))
         return -1;
@@ -108,7 +109,8 @@ static int get_sizes(const struct gguf *g, struct sizes *s, struct err *e)
     if (get_arch(g, &s->arch, e)) return -1;
     if (!embed) return err_set(e, "%s: tensor token_embd.weight is missing", path_of(g));
     if (embed->n_dims != 2)
-        return err_set(e, "%s: tensor token_embd.weight has %d dimensions (2 were expected)", path_of(g), embed->n_dims);
+        return err_set(e, "%s: tensor token_embd.weight has %d dimensions (2 were expected)", path_of(g),
+                       embed->n_dims);
     if (get_size(g, s->arch, "block_count", -1, &s->n_layers, e) ||
         get_size(g, s->arch, "context_length", -1, &s->n_ctx, e) ||
         get_size(g, s->arch, "embedding_length", -1, &s->hidden, e) ||
@@ -137,7 +139,8 @@ static int refuse_variants(const struct gguf *g, enum arch arch, struct err *e)
     if (experts) return err_set(e, "%s: a mixture of %" PRId64 " experts is not supported", path_of(g), experts);
     arch_key(key, arch, "attention.sliding_window");
     if (gguf_get_int(g, key, false, 0, &window, e)) return -1;
-    if (window) return err_set(e, "%s: attention in a sliding window of %" PRId64 " is not supported", path_of(g), window);
+    if (window)
+        return err_set(e, "%s: attention in a sliding window of %" PRId64 " is not supported", path_of(g), window);
     arch_key(key, arch, "rope.scaling.type");
     if (gguf_get_str(g, key, false, &scaling, e)) return -1;
     int rc = 0;

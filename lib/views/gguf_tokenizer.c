@@ -96,9 +96,9 @@ static int put_tokens(const struct gguf *g, json_t *vocab, json_t *added, struct
             json_decref(text);
             continue;
         }
-        json_array_append_new(added, json_pack("{s:I, s:o, s:b, s:b, s:b, s:b, s:b}", "id", (json_int_t)i, "content", text,
-                                               "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0, "special",
-                                               type == TOKEN_CONTROL));
+        json_array_append_new(added, json_pack("{s:I, s:o, s:b, s:b, s:b, s:b, s:b}", "id", (json_int_t)i, "content",
+                                               text, "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0,
+                                               "special", type == TOKEN_CONTROL));
     }
     return 0;
 }
@@ -172,7 +172,8 @@ static json_t *post_processor(const struct gguf *g, const struct pre *p, struct 
         }
         json_array_insert_new(single, i ? json_array_size(single) : 0, part("SpecialToken", text, 0));
         json_array_insert_new(pair, i ? json_array_size(pair) - 1 : 0, part("SpecialToken", text, 0));
-        json_array_insert_new(pair, i ? json_array_size(pair) : json_array_size(pair) - 1, part("SpecialToken", text, 1));
+        json_array_insert_new(pair, i ? json_array_size(pair) : json_array_size(pair) - 1,
+                              part("SpecialToken", text, 1));
         json_put(specials, text, json_pack("{s:s, s:[I], s:[s]}", "id", text, "ids", (json_int_t)id, "tokens", text));
         free(text);
     }
@@ -189,9 +190,9 @@ json_t *gguf_tokenizer_json(const struct gguf *g, struct err *e)
     json_t *vocab = json_object(), *merges = json_array(), *added = json_array();
     int rc = put_tokens(g, vocab, added, e);
     if (rc == 0) rc = put_merges(g, merges, e);
-    json_t *model = json_pack("{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE", "dropout", "unk_token",
-                              "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0,
-                              "ignore_merges", p->ignore_merges, "vocab", vocab, "merges", merges);
+    json_t *model = json_pack("{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE", "dropout",
+                              "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0,
+                              "byte_fallback", 0, "ignore_merges", p->ignore_merges, "vocab", vocab, "merges", merges);
     json_t *normalizer = p->nfc ? json_pack("{s:s}", "type", "NFC") : json_null();
     json_t *t = json_pack("{s:s, s:n, s:n, s:o, s:o, s:o, s:o, s:o, s:o}", "version", "1.0", "truncation", "padding",
                           "added_tokens", added, "normalizer", normalizer, "pre_tokenizer", pre_tokenizer(p),

@@ -59,8 +59,8 @@ static int parse_spec(struct hub *h, const char *spec, struct err *e)
 {
     const char *s = hub_is_spec(spec) ? spec + 3 : spec, *at = strchr(s, '@'), *slash = strchr(s, '/');
     size_t n = at ? (size_t)(at - s) : strlen(s);
-    if (!slash || slash >= s + n || !name_ok(s, (size_t)(slash - s)) || !name_ok(slash + 1, (size_t)(s + n - slash - 1)) ||
-        (at && !revision_ok(at + 1)))
+    if (!slash || slash >= s + n || !name_ok(s, (size_t)(slash - s)) ||
+        !name_ok(slash + 1, (size_t)(s + n - slash - 1)) || (at && !revision_ok(at + 1)))
         return err_set(e, "%s: not the name of a model (hf:OWNER/NAME or hf:OWNER/NAME@REVISION was expected)", spec);
     h->repo = mem_strndup(s, n);
     h->revision = mem_strdup(at ? at + 1 : "main");
@@ -78,7 +78,8 @@ static int get_endpoint(struct hub *h, struct err *e)
     h->endpoint = mem_strndup(s, n);
     h->token = token && *token ? token : NULL;
     for (const char *p = h->token; p && *p; p++)
-        if (!isgraph((unsigned char)*p)) return err_set(e, "HF_TOKEN: not a token (it has a blank or a control character)");
+        if (!isgraph((unsigned char)*p))
+            return err_set(e, "HF_TOKEN: not a token (it has a blank or a control character)");
     return 0;
 }
 
@@ -101,21 +102,16 @@ static char *escaped(const char *s)
 
 static int refused(const struct hub *h, const char *what, const struct http_reply *r, struct err *e)
 {
-    const char *code = r->error_code;
+    const char *code = r->error_code, *why = NULL;
     long st = r->status;
-    if (!strcmp(code, "GatedRepo") || st == 403)
-        return h->token ? err_set(e, "hf:%s: the hub refuses access (%ld): the model is gated, and the account of HF_TOKEN "
-                                     "has not been let in (accept its terms at %s/%s)", h->repo, st, h->endpoint, h->repo)
-                        : err_set(e, "hf:%s: the hub refuses access (%ld): the model is gated (accept its terms at %s/%s "
-                                     "and set HF_TOKEN to an access token of that account)",
-                                  h->repo, st, h->endpoint, h->repo);
     if (!strcmp(code, "RevisionNotFound"))
         return err_set(e, "hf:%s@%s: no such revision (404)", h->repo, h->revision);
-    if (st == 401)
-        return h->token ? err_set(e, "hf:%s: the hub refuses access (401): no such model, or HF_TOKEN is not valid for it",
-                                  h->repo)
-                        : err_set(e, "hf:%s: the hub refuses access (401): no such model, or it is private or gated (set "
-                                     "HF_TOKEN to an access token)", h->repo);
+    if (!strcmp(code, "GatedRepo") || st == 403)
+        return err_set(e, "hf:%s: the hub refuses access (%ld): the model is gated%s (accept its terms at %s/%s%s)",
+                       h->repo, st, h->token ? ", and the account of HF_TOKEN has not been let in" : "", h->endpoint,
+                       h->repo, h->token ? "" : " and set HF_TOKEN to an access token of that account");
+    if (st == 401) why = h->token ? "or HF_TOKEN is not valid for it" : "or it is private or gated (set HF_TOKEN)";
+    if (why) return err_set(e, "hf:%s: the hub refuses access (401): no such model, %s", h->repo, why);
     if (st == 404) return err_set(e, "hf:%s: %s: not found (404) at %s", h->repo, what, h->endpoint);
     return err_set(e, "hf:%s: %s: the server answers %ld", h->repo, what, st);
 }
@@ -328,7 +324,8 @@ static int fetch_all(struct hub *h, json_t **have, struct err *e)
     json_t *v;
     *have = json_array();
     if (!json_object_get(h->files, "config.json"))
-        return err_set(e, "hf:%s: no config.json among its files (a checkpoint for transformers was expected)", h->repo);
+        return err_set(e, "hf:%s: no config.json among its files (a checkpoint for transformers was expected)",
+                       h->repo);
     for (i = 0; i < sizeof small / sizeof *small; i++) {
         if (!json_object_get(h->files, small[i])) continue;
         if (fetch_file(h, small[i], e)) return -1;

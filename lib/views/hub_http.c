@@ -249,7 +249,8 @@ static int ask(struct http *h, const char *url, curl_write_callback write, int64
             return err_set(e, "%s: %s", url, curl_easy_strerror(rc));
         }
         if (tries + 1 >= MAX_TRIES) {
-            if (rc == CURLE_OK) return err_set(e, "%s: the server answers %ld, after %d tries", url, r->status, tries + 1);
+            if (rc == CURLE_OK)
+                return err_set(e, "%s: the server answers %ld, after %d tries", url, r->status, tries + 1);
             return err_set(e, "%s: %s, after %d tries", url, curl_easy_strerror(rc), tries + 1);
         }
         double pause = 0.5 * (double)(1 << tries);

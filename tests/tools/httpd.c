@@ -185,7 +185,8 @@ int main(int argc, char **argv)
     int s = socket(AF_INET, SOCK_STREAM, 0);
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t len = sizeof a;
-    if (s < 0 || bind(s, (struct sockaddr *)&a, sizeof a) || listen(s, 16) || getsockname(s, (struct sockaddr *)&a, &len))
+    if (s < 0 || bind(s, (struct sockaddr *)&a, sizeof a) || listen(s, 16) ||
+        getsockname(s, (struct sockaddr *)&a, &len))
         fail("httpd");
     FILE *log = fopen(argv[3], "w"), *port = fopen(argv[2], "w");
     if (!log || !port) fail("httpd");

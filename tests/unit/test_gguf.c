@@ -39,7 +39,8 @@ static void golden_blocks(void **state)
         assert_int_equal(strlen(hex), 2 * (size_t)(n / d->block_elems) * d->block_bytes);
         uint8_t *bytes = mem_new(strlen(hex) / 2, 1);
         float *y = mem_new((size_t)n, sizeof *y);
-        for (size_t k = 0; hex[2 * k]; k++) bytes[k] = (uint8_t)strtoul((char[]){hex[2 * k], hex[2 * k + 1], 0}, NULL, 16);
+        for (size_t k = 0; hex[2 * k]; k++)
+            bytes[k] = (uint8_t)strtoul((char[]){hex[2 * k], hex[2 * k + 1], 0}, NULL, 16);
         d->to_f32(bytes, y, n);
         double sum = 0;
         for (int64_t k = 0; k < n; k++) sum += y[k];

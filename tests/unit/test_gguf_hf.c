@@ -92,10 +92,15 @@ static void refuses(const struct want *o, const char *why)
     if (!strstr(e.msg, why)) fail_msg("\"%s\" does not say \"%s\"", e.msg, why);
 }
 
+/* expected: JSON with ' for ", for reading's sake. Frees got. */
 static void equals(json_t *got, const char *expected)
 {
     struct err e;
-    json_t *want = json_parse("expected", expected, strlen(expected), &e);
+    char *text = mem_strdup(expected);
+    for (char *p = text; *p; p++)
+        if (*p == '\'') *p = '"';
+    json_t *want = json_parse("expected", text, strlen(text), &e);
+    free(text);
     assert_non_null(got);
     if (!want) fail_msg("%s", e.msg);
     if (!json_equal(got, want)) fail_msg("%s\nis not\n%s", json_text(got, 0), json_text(want, 0));
@@ -110,11 +115,11 @@ static void configs(void **state)
     (void)state;
     struct err e;
     equals(config_of(&(struct want){.arch = "llama"}, &e),
-           "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"hidden_size\":64,\"intermediate_size\":96,"
-           "\"num_hidden_layers\":1,\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":16,\"vocab_size\":8,"
-           "\"max_position_embeddings\":4096,\"rms_norm_eps\":1e-05,\"hidden_act\":\"silu\",\"tie_word_embeddings\":true,"
-           "\"attention_bias\":false,\"mlp_bias\":false,\"rope_theta\":500000.0,\"rope_scaling\":null,"
-           "\"bos_token_id\":1,\"eos_token_id\":null,\"pad_token_id\":null}");
+           "{'architectures': ['LlamaForCausalLM'], 'model_type': 'llama', 'hidden_size': 64, 'intermediate_size': 96,"
+           " 'num_hidden_layers': 1, 'num_attention_heads': 4, 'num_key_value_heads': 2, 'head_dim': 16,"
+           " 'vocab_size': 8, 'max_position_embeddings': 4096, 'rms_norm_eps': 1e-05, 'hidden_act': 'silu',"
+           " 'tie_word_embeddings': true, 'attention_bias': false, 'mlp_bias': false, 'rope_theta': 500000.0,"
+           " 'rope_scaling': null, 'bos_token_id': 1, 'eos_token_id': null, 'pad_token_id': null}");
     json_t *c = config_of(&(struct want){.arch = "qwen2", .head = true, .key_length = 32, .q_bias = true}, &e);
     struct config cfg;
     assert_non_null(c);
@@ -171,7 +176,8 @@ static void refusals(void **state)
     refuses(&(struct want){.arch = "llama", .more = more_bos}, "eos_token_id is 8 (0 to 7 was expected)");
     refuses(&(struct want){.arch = "llama", .more = more_split}, "one of 3 parts");
     refuses(&(struct want){.arch = "llama", .key_length = 18, .divisors = (float[8]){1}}, "F32 of 9 was expected");
-    refuses(&(struct want){.arch = "llama", .divisors = (float[8]){1, 1, 1, 1, 2, 2, 2, NAN}}, "no llama3 RoPE scaling");
+    refuses(&(struct want){.arch = "llama", .divisors = (float[8]){1, 1, 1, 1, 2, 2, 2, NAN}},
+            "no llama3 RoPE scaling");
     json_t *c = config_of(&(struct want){.arch = "llama", .more = more_none}, &e);
     assert_non_null(c);
     json_decref(c);
@@ -269,8 +275,8 @@ static void scaled_config(void **state)
     assert_non_null(c);
     json_t *s = json_incref(json_object_get(c, "rope_scaling"));
     json_decref(c);
-    equals(s, "{\"rope_type\":\"llama3\",\"factor\":32.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,"
-              "\"original_max_position_embeddings\":8192}");
+    equals(s, "{'rope_type': 'llama3', 'factor': 32.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,"
+              " 'original_max_position_embeddings': 8192}");
 }
 
 /* ---- tensors ---- */
@@ -433,49 +439,60 @@ static json_t *tokenizer_of(const struct words *t, bool config, struct err *e)
     return j;
 }
 
-#define BYTE_LEVEL(trim, regex) \
-    "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":" #trim ",\"use_regex\":" #regex "}"
-#define ADDED(id, text, special)                                                                                       \
-    "{\"id\":" #id ",\"content\":\"" text "\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"                \
-    "\"normalized\":false,\"special\":" #special "}"
+/* ByteLevel with trim_offsets and use_regex as given */
+#define BYTES(trim, regex) \
+    "{'type': 'ByteLevel', 'add_prefix_space': false, 'trim_offsets': " trim ", 'use_regex': " regex "}"
+#define ADDED(id, text, special) \
+    "{'id': " id ", 'content': '" text "', 'single_word': false, 'lstrip': false, 'rstrip': false," \
+    " 'normalized': false, 'special': " special "}"
+#define TEXT(id, n) "{'Sequence': {'id': '" id "', 'type_id': " n "}}"
+#define BOS(n) "{'SpecialToken': {'id': '<s>', 'type_id': " n "}}"
 
-static const struct words smollm = {.model = "gpt2", .pre = "smollm", .tokens = {"<s>", "a", "b", "ab", "<u>", "[PAD5]"},
-                                    .types = {3, 1, 1, 1, 4, 5}, .merges = {"a b"}, .add_bos = 0, .bos = 0};
+/* clang-format off */
+static const struct words smollm = {
+    .model = "gpt2", .pre = "smollm", .merges = {"a b"}, .add_bos = 0, .bos = 0,
+    .tokens = {"<s>", "a", "b", "ab", "<u>", "[PAD5]"}, .types = {3, 1, 1, 1, 4, 5},
+};
+static const char smollm_json[] =
+    "{'version': '1.0', 'truncation': null, 'padding': null,"
+    " 'added_tokens': [" ADDED("0", "<s>", "true") ", " ADDED("4", "<u>", "false") "],"
+    " 'normalizer': null,"
+    " 'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': ["
+    "     {'type': 'Digits', 'individual_digits': true}, " BYTES("true", "true") "]},"
+    " 'post_processor': " BYTES("false", "false") ","
+    " 'decoder': " BYTES("true", "true") ","
+    " 'model': {'type': 'BPE', 'dropout': null, 'unk_token': null, 'continuing_subword_prefix': null,"
+    "     'end_of_word_suffix': null, 'fuse_unk': false, 'byte_fallback': false, 'ignore_merges': false,"
+    "     'vocab': {'<s>': 0, 'a': 1, 'b': 2, 'ab': 3, '<u>': 4}, 'merges': ['a b']}}";
+static const char bos_json[] =
+    "{'type': 'Sequence', 'processors': [" BYTES("false", "false") ", {'type': 'TemplateProcessing',"
+    " 'single': [" BOS("0") ", " TEXT("A", "0") "],"
+    " 'pair': [" BOS("0") ", " TEXT("A", "0") ", " BOS("1") ", " TEXT("B", "1") "],"
+    " 'special_tokens': {'<s>': {'id': '<s>', 'ids': [0], 'tokens': ['<s>']}}}]}";
+/* clang-format on */
 
 static void tokenizers(void **state)
 {
     (void)state;
     struct err e;
-    equals(tokenizer_of(&smollm, false, &e),
-           "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":[" ADDED(0, "<s>", true) "," ADDED(
-               4, "<u>", false) "],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":"
-           "\"Digits\",\"individual_digits\":true}," BYTE_LEVEL(true, true) "]},\"post_processor\":" BYTE_LEVEL(
-               false, false) ",\"decoder\":" BYTE_LEVEL(true, true) ",\"model\":{\"type\":\"BPE\",\"dropout\":null,"
-           "\"unk_token\":null,\"continuing_subword_prefix\":null,\"end_of_word_suffix\":null,\"fuse_unk\":false,"
-           "\"byte_fallback\":false,\"ignore_merges\":false,\"vocab\":{\"<s>\":0,\"a\":1,\"b\":2,\"ab\":3,\"<u>\":4},"
-           "\"merges\":[\"a b\"]}}");
+    equals(tokenizer_of(&smollm, false, &e), smollm_json);
     struct words llama = smollm;
     llama.pre = "llama-bpe";
     llama.add_bos = -1; /* this kind adds BOS unless told not to */
     json_t *t = tokenizer_of(&llama, false, &e);
     assert_non_null(t);
     assert_true(json_is_true(json_object_get(json_object_get(t, "model"), "ignore_merges")));
-    equals(json_incref(json_object_get(t, "post_processor")),
-           "{\"type\":\"Sequence\",\"processors\":[" BYTE_LEVEL(false, false) ",{\"type\":\"TemplateProcessing\",\"single\":["
-           "{\"SpecialToken\":{\"id\":\"<s>\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],\"pair\":["
-           "{\"SpecialToken\":{\"id\":\"<s>\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\",\"type_id\":0}},"
-           "{\"SpecialToken\":{\"id\":\"<s>\",\"type_id\":1}},{\"Sequence\":{\"id\":\"B\",\"type_id\":1}}],"
-           "\"special_tokens\":{\"<s>\":{\"id\":\"<s>\",\"ids\":[0],\"tokens\":[\"<s>\"]}}}]}");
+    equals(json_incref(json_object_get(t, "post_processor")), bos_json);
     json_decref(t);
     struct words qwen = smollm;
     qwen.pre = "qwen2";
     t = tokenizer_of(&qwen, false, &e);
     assert_non_null(t);
-    equals(json_incref(json_object_get(t, "normalizer")), "{\"type\":\"NFC\"}");
+    equals(json_incref(json_object_get(t, "normalizer")), "{'type': 'NFC'}");
     json_decref(t);
     equals(tokenizer_of(&smollm, true, &e),
-           "{\"tokenizer_class\":\"PreTrainedTokenizerFast\",\"clean_up_tokenization_spaces\":false,\"bos_token\":\"<s>\","
-           "\"chat_template\":\"{{ x }}\"}");
+           "{'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': false, 'bos_token': '<s>',"
+           " 'chat_template': '{{ x }}'}");
 }
 
 static void refuses_words(const struct words *t, const char *why)
