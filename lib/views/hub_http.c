@@ -322,6 +322,8 @@ int http_get_file(struct http *h, const char *url, const char *path, int64_t siz
         wrong_length(h, "has", h->have);
         rc = -1;
     }
+    /* The file is renamed when it is whole: its bytes must be on the disk before its name. */
+    if (rc == 0 && r->status / 100 == 2 && (fflush(h->f) || fsync(fileno(h->f)))) rc = err_sys(e, "%s: cannot write", path);
     if (fclose(h->f) && rc == 0) rc = err_sys(e, "%s: cannot write", path);
     h->f = NULL;
     if (h->wrong_length) unlink(path);
