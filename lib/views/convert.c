@@ -137,7 +137,8 @@ static void convert_rows(void *ctx, int64_t begin, int64_t end, int thread)
     free(back);
 }
 
-static int write_floats(struct st_writer *w, const struct item *it, uint8_t *buf, bool *bad, struct err *e)
+static int write_floats(struct st_writer *w, const char *path, const struct item *it, uint8_t *buf, bool *bad,
+                        struct err *e)
 {
     struct rows j = {.t = it->src, .to = it->dtype, .dst = buf};
     int64_t rows = tensor_rows(it->src), cols = tensor_row_elems(it->src), step = CHUNK / 4 / (cols ? cols : 1);
@@ -146,8 +147,8 @@ static int write_floats(struct st_writer *w, const struct item *it, uint8_t *buf
         int64_t k = rows - j.r0 < step ? rows - j.r0 : step;
         par_for(k, 1, convert_rows, &j);
         if (j.overflow)
-            return err_set(e, "tensor %s has values beyond %s's range (bf16 and f32 hold them)", it->src->name,
-                           dtype_traits(it->dtype)->name);
+            return err_set(e, "%s: tensor %s has values beyond %s's range (bf16 and f32 hold them)", path,
+                           it->src->name, dtype_traits(it->dtype)->name);
         if (st_writer_append(w, buf, dtype_bytes(it->dtype, k * cols), e)) return -1;
     }
     *bad = j.bad;
@@ -195,7 +196,8 @@ struct run {
 static int write_item(struct run *x, struct st_writer *w, const struct item *it, struct err *e)
 {
     bool bad = false;
-    int rc = dtype_is_float(it->dtype) && !x->c->quant ? write_floats(w, it, x->buf, &bad, e) : write_raw(w, it->src, e);
+    int rc = dtype_is_float(it->dtype) && !x->c->quant ? write_floats(w, x->c->path, it, x->buf, &bad, e)
+                                                       : write_raw(w, it->src, e);
     if (bad) x->r->not_finite[x->n_bad++] = (char *)(uintptr_t)it->src->name;
     x->done += (int64_t)dtype_bytes(it->dtype, tensor_elems(it->src));
     if (x->o->on_bytes) x->o->on_bytes(x->o->ctx, x->done, x->plan.bytes);
