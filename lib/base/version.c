@@ -12,6 +12,6 @@ const char *version_build_note(void)
 #ifdef QLAB_CUDA
     return "";
 #else
-    return ", built without CUDA";
+    return "Built without CUDA.\n";
 #endif
 }
