@@ -176,13 +176,16 @@ int main(int argc, char **argv)
     if (!o.out && !keep) die_usage("--dtype needs -o DIR");
     record_begin(&r, &tool, argc, argv);
     char *path = hub ? fetch(arg[0], keep) : mem_strdup(arg[0]);
+    bool write = o.out && !(hub && keep);
+    if (write && path_is_within(path, o.out))
+        die("%s: is where the model is read from (another folder was expected)", o.out);
     if (checkpoint_open(&c, path, &e)) die("%s", e.msg);
     for (char **u = c.unused; *u; u++) msg_warn("%s: tensor %s is not used by %s", path, *u, c.config.architecture);
     if (record_input_model(&r, "model", path, &e)) die("%s", e.msg);
     put_tokenizer(&r, &c);
     if (describe_checkpoint(r.results, &c, o.tensors, &e)) die("%s", e.msg);
     if (o.plan) put_memory(r.results, &c);
-    if (o.out && !(hub && keep)) write_folder(r.results, &c);
+    if (write) write_folder(r.results, &c);
     checkpoint_close(&c);
     if (hub && !keep && path_remove_tree(path, &e)) msg_warn("%s", e.msg);
     free(path);

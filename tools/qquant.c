@@ -6,7 +6,6 @@
 #include "quantize/export.h"
 #include "quantize/folder.h"
 
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,15 +56,6 @@ static void get_recipe(struct recipe *r, const struct config *cfg)
     json_decref(v);
 }
 
-/* The source must not be, or lie within, what will be replaced. */
-static void check_apart(const char *in, const char *out)
-{
-    char a[PATH_MAX], b[PATH_MAX];
-    if (!realpath(in, a) || !realpath(out, b)) return; /* the output is not there yet */
-    size_t n = strlen(b);
-    if (!strncmp(a, b, n) && (!a[n] || a[n] == '/')) die("%s: is where the model is read from (another folder was expected)", out);
-}
-
 struct bar {
     struct progress p;
 };
@@ -108,7 +98,8 @@ int main(int argc, char **argv)
     if (!o.format == !o.recipe) die_usage("one of -f FORMAT and -r RECIPE.json was expected");
     if (!o.out && !o.plan && !o.export) die_usage("-o DIR was expected");
     record_begin(&rec, &tool, argc, argv);
-    if (o.out && !o.plan) check_apart(*model, o.out);
+    if (o.out && !o.plan && path_is_within(*model, o.out))
+        die("%s: is where the model is read from (another folder was expected)", o.out);
     if (checkpoint_open(&c, *model, &e)) die("%s", e.msg);
     get_recipe(&r, &c.config);
     if (folder_plan(&f, &c, &r, o.shard_bytes, &e)) die("%s", e.msg);

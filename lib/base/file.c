@@ -207,6 +207,17 @@ int path_make_dirs(const char *dir, struct err *e)
     return rc;
 }
 
+bool path_is_within(const char *path, const char *dir)
+{
+    char *a = realpath(path, NULL), *b = realpath(dir, NULL);
+    size_t n = b ? strlen(b) : 0;
+    if (n == 1) n = 0; /* "/" */
+    bool in = a && b && !strncmp(a, b, n) && (!a[n] || a[n] == '/');
+    free(a);
+    free(b);
+    return in;
+}
+
 bool name_is_plain(const char *name)
 {
     return *name && !strchr(name, '/') && strcmp(name, ".") && strcmp(name, "..");

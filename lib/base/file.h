@@ -32,6 +32,8 @@ bool path_is_dir(const char *path);
 char *path_join(const char *dir, const char *name);
 /* mkdir -p. */
 int path_make_dirs(const char *dir, struct err *e);
+/* True if both exist and `path` is `dir` or lies within it, symbolic links followed. */
+bool path_is_within(const char *path, const char *dir);
 /* True for a name that stays inside its folder: not empty, no '/', not "." or "..". */
 bool name_is_plain(const char *name);
 
