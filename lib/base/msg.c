@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -21,16 +22,26 @@ static void on_signal(int sig)
     _exit(130);
 }
 
+/* A descriptor of these three that is closed would be given to the next file opened, and what is said to people, or the
+ * record, would be written into that. Standard output is opened such that the record fails. */
+static void open_standard(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 1 ? O_RDONLY : O_RDWR) < 0) _exit(1);
+}
+
 void msg_init(const char *tool)
 {
     tool_name = tool;
+    open_standard();
     struct sigaction sa;
     memset(&sa, 0, sizeof sa);
     sa.sa_handler = on_signal;
     sigemptyset(&sa.sa_mask);
     sigaction(SIGINT, &sa, NULL);
     sigaction(SIGTERM, &sa, NULL);
-    sigaction(SIGHUP, &sa, NULL);
+    struct sigaction hup;
+    if (sigaction(SIGHUP, NULL, &hup) || hup.sa_handler != SIG_IGN) sigaction(SIGHUP, &sa, NULL); /* nohup */
     signal(SIGPIPE, SIG_IGN); /* a closed stdout is a failed write, reported like any other */
 }
 

@@ -240,6 +240,32 @@ EOF
     [ "$status" = 1 ] && [[ "$output" == "qload: stdout: "*"No space left"* ]]
 }
 
+@test "a closed stdin or stderr does not get into what is written" {
+    qload "$T/llama-tied" -o "$out"
+    "$B/bin/qload" "$T/llama-tied" -o "$out.closed" >"$r" 2>&- <&-
+    cmp "$out/model.safetensors" "$out.closed/model.safetensors"
+    run bash -c '"$B/bin/qload" "$1" -o "$2" >&-' - "$T/llama-tied" "$out.mute" 2>&1
+    [ "$status" = 1 ] && [[ "$output" == *"stdout: "* ]]
+    cmp "$out/config.json" "$out.mute/config.json"
+}
+
+@test "nohup: a hangup does not end it" {
+    "$B/tests/mkmodel" -q llama-tied "$d" --hidden 1024 --layers 12 --no-tokenizer
+    (trap '' HUP; exec "$B/bin/qload" -q "$d" -o "$out" --dtype f32 >"$r" 3>&-) &
+    pid=$!
+    for _ in $(seq 500); do compgen -G "$out.part-*/model.safetensors*" >/dev/null && break; sleep 0.01; done
+    kill -HUP $pid
+    wait $pid
+    [ -s "$out/config.json" ] && [ -s "$r" ]
+}
+
+@test "a folder is not converted into itself" {
+    qload "$T/llama-tied" -o "$out"
+    run --separate-stderr "$B/bin/qload" -q "$out" -o "$out/"
+    [ "$status" = 1 ] && [ -z "$output" ] && [[ "$stderr" == *"is where the model is read from"* ]]
+    cmp "$out/tokenizer.json" "$T/llama-tied/tokenizer.json"
+}
+
 @test "interrupted half-way: 130 and nothing left; killed: no folder, and the next run works" {
     "$B/tests/mkmodel" -q llama-tied "$d" --hidden 1024 --layers 12 --no-tokenizer
     for sig in INT KILL; do
@@ -302,8 +328,9 @@ EOF
     refused 2 "dtype" "$T/llama-tied" --dtype f15 -o "$out"
     refused 2 "ctx" "$T/llama-tied" --plan-memory --ctx 0
     refused 2 "-o DIR" hf:OWNER/NAME
+    for v in cuda: cuda:x cuda:-1 cuda:1x gpu; do refused 2 "--device $v: unknown" "$T/llama-tied" --device "$v"; done
     run "$B/bin/qload" --version
-    [[ "$output" == "qload 0.1.0 (results "*")"* ]]
+    [[ "$output" =~ ^"qload 0.1.0 (results "[0-9]+")"$ ]]
     run "$B/bin/qload" --help
     [ "$status" = 0 ] && [[ "$output" == *"--max-shard-bytes"*"[5000000000]"* ]]
 }
