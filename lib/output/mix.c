@@ -150,6 +150,8 @@ static double on_line(const struct mix_row *a, const struct mix_row *b, double b
 
 static void chords(struct mix *m)
 {
+    static char name[] = "f16";
+    m->reference = (struct mix_row){.name = name, .bpw = 16};
     for (size_t i = 0; i < m->n; i++) {
         const struct mix_row *r = &m->r[i];
         if (!r->uniform || !r->ppl) continue;
@@ -166,6 +168,7 @@ static void chords(struct mix *m)
             if (u->bpw <= r->bpw && (!r->left || u->bpw > r->left->bpw)) r->left = u;
             if (u->bpw >= r->bpw && (!r->right || u->bpw < r->right->bpw)) r->right = u;
         }
+        if (!r->right && r->bpw <= 16) r->right = &m->reference;
         if (r->left && r->right) r->neighbours = on_line(r->left, r->right, r->bpw, &w);
         const struct mix_row *a = m->lo, *b = m->hi;
         if (!a || !b || r->bpw < a->bpw || r->bpw > b->bpw) a = r->left, b = r->right;

@@ -31,6 +31,7 @@ struct mix {
     size_t n;
     struct sens_rec *sens;
     size_t n_sens;
+    struct mix_row reference;      /* f16 itself: 16 bits, no damage; the last neighbour on the right */
     const struct mix_row *lo, *hi; /* the chord's ends, NULL if not there */
     double rho_local_isolated, rho_local_restore, rho_isolated_restore, rho_predicted, rho_predicted_kld;
     size_t n_predicted;            /* mixes that rho_predicted is over */

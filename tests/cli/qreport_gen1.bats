@@ -1,0 +1,151 @@
+#!/usr/bin/env bats
+# qreport sens and mix on records made by hand, whose figures are worked out here.
+
+load common
+tool=qreport
+
+sha() { printf %s "$1" | sha256sum | cut -d' ' -f1; }
+
+record() { # FILE TOOL FILTER
+    jq -nc --arg tool "$2" '{schema: "qlab.\($tool)/1", tool: $tool, version: "0.1.0", results_version: 1, git: "abc",
+        argv: [$tool], host: {cpu: "a CPU", cores: 2, isa: [], gpu: null, driver: null, os: "Linux"}, inputs: [],
+        params: {threads: 2, device: "cpu", compute: "f32", seed: 0}, results: {},
+        timing: {wall_s: 1, started: "2026-01-01T00:00:00Z"}} | '"$3" >"$1"
+}
+
+# folder NAME BPW DELTA SE [RECIPE]: what qquant and qppl say about it
+folder() {
+    local how=".params.format = \"$1\""
+    [ -z "${5-}" ] || how=".params.recipe = \"$5\" | .inputs = [{role: \"recipe\", path: \"$5\", bytes: 1, sha256: \"$(sha256sum <"$5" | cut -d' ' -f1)\"}]"
+    record "q-$1.json" qquant "$how | .output = {path: \"out/$1/model\", sha256: \"$(sha "$1")\"} |
+        .results = {bpw: $2, portable: {transformers: \"yes\", vllm: \"expected\"}}"
+    record "p-$1.json" qppl ".inputs = [{role: \"model\", path: \"x\", bytes: 1, sha256: \"$(sha "$1")\"},
+        {role: \"text\", path: \"t.txt\", bytes: 1, sha256: \"$(sha text)\"}, {role: \"ref\", path: \"f\", bytes: 1, sha256: \"$(sha f16)\"}] |
+        .params += {protocol: \"llamacpp\", ctx: 512, chars: 0, max_windows: 2, nll: null} |
+        .results = {protocol: \"llamacpp\", compute: \"f32\", n_scored: 510, delta_nll: {mean: $3, se: $4},
+                    kld: {mean: ($3 + 0.01), se: 0.001}}"
+}
+
+recipe() { echo "{\"default\":\"int4-g64\",\"rules\":[],\"plan\":$2}" >"$1"; }
+
+# sens MODE FORMAT VALUES: one value a linear, over layers of down_proj and up_proj
+sens() {
+    record "s-$1-$2.json" qsens ".inputs = [{role: \"model\", path: \"m\", bytes: 1, sha256: \"$(sha f16)\"},
+        {role: \"text\", path: \"c.txt\", bytes: 1, sha256: \"$(sha cal)\"}] |
+        .results = {mode: \"$1\", format: \"$2\", per: \"tensor\", n_tokens: 9, baseline: {nll: 3}, all: {kld: 1, delta_nll: 1}, compute: \"f32\",
+        tensors: [$3 | to_entries[] | (if .key % 2 == 1 then \"up_proj\" else \"down_proj\" end) as \$op | (.key / 2 | floor) as \$l |
+            {name: \"model.layers.\(\$l).mlp.\(\$op)\", layer: \$l, op: \$op, mse: .value, nmse: .value, cosine: 0.99, sqnr_db: 20,
+             kld: (if \"$1\" == \"local\" then null elif \"$1\" == \"restore\" then 1 - .value else .value end), delta_nll: null,
+             bytes_before: 100, bytes_after: 30}]}"
+}
+
+setup() {
+    cd "$BATS_TEST_TMPDIR" || exit 1
+    recipe r5.json '{"budget":5,"bpw":5,"bytes":1,"predicted":0.07}'
+    recipe r6.json '{"budget":{"bytes":6},"budget_bytes":6,"bytes":6,"bpw":6,"predicted":0.05}'
+    recipe r7.json '{"budget":7,"bpw":7,"bytes":1,"predicted":0.04}'
+    folder int4-g64 4 0.2 0.003
+    folder int8-row 8 0 0.001
+    folder mix-5 5 0.09 0.004 r5.json
+    folder mix-6 6 0.099 0.004 r6.json
+    folder mix-7 7 0.06 0.004 r7.json
+    sens local int4-g64 '[0.1, 0.2, 0.3, 0.4]'
+    sens isolated int4-g64 '[0.01, 0.02, 0.04, 0.03]'
+    sens restore int4-g64 '[0.04, 0.03, 0.02, 0.01]'
+    all=(q-*.json p-*.json r?.json s-*.json)
+}
+
+@test "mix: chord, share below it, error and verdict" {
+    "$B/bin/qreport" mix -q "${all[@]}" -o out >out.json
+    "$B/tests/schema_check" "$src/docs/schema/qreport.json" out.json
+    holds '.results.budgets | map(.recipe) == ["mix-5", "mix-6", "mix-7"]' out.json
+    holds '.results.budgets | map(.budget_bpw) == [5, 6, 7]' out.json
+    # the chord loses 0.05 a bit
+    holds '.results.budgets | map(.chord) | (.[0] - 0.15 | fabs) < 1e-9 and (.[1] - 0.1 | fabs) < 1e-9' out.json
+    holds '.results.budgets[0].below_chord - 0.4 | fabs < 1e-9' out.json
+    # below by 0.001 with an error of 0.0043: that is chance
+    holds '.results.budgets | map(.verdict) == ["accepted", "rejected", "rejected"]' out.json
+    holds '.results.budgets[0].margin.se - (0.004 * 0.004 + 0.75 * 0.75 * 9e-6 + 0.0625 * 1e-6 | sqrt) | fabs < 1e-9' out.json
+    holds '.results.budgets[0].margin_se_paired == false' out.json
+    holds '.results.uniform | (.[0].predicted - 0.1 | fabs) < 1e-12 and .[1].predicted == null' out.json
+    for f in $(jq -r '.results.files[]' out.json); do [ -s "$f" ]; done
+    grep -q 'That may be chance' out/report.md
+    grep -q '(<mix.svg>)' out/report.md
+    grep -q '>mix-5<' out/mix.svg
+}
+
+@test "mix: the error is of the paired tokens where there are any" {
+    for f in int4-g64 int8-row mix-5; do
+        perl -e 'my ($m) = @ARGV; print pack("f<*", map { 3 + $m + sin($_) } 1 .. 510)' \
+            "$(jq .results.delta_nll.mean "p-$f.json")" >"$f.nll"
+        mean=$(perl -e 'local $/; my @v = unpack("f<*", <STDIN>); my $s = 0; $s += $_ for @v; printf "%.9f", $s / @v' <"$f.nll")
+        jq -c ".params.nll = \"$f.nll\" | .results.nll = $mean" "p-$f.json" >new
+        mv new "p-$f.json"
+    done
+    "$B/bin/qreport" mix -q "${all[@]}" -o out >out.json
+    # the three differ by constants only
+    holds '.results.budgets[0] | .margin_se_paired and .margin.se < 1e-6' out.json
+    holds '.results.budgets[1].margin_se_paired == false' out.json
+}
+
+@test "mix: rank correlations of modes, and of predicted with measured damage" {
+    "$B/bin/qreport" mix -q "${all[@]}" -o out >out.json
+    holds '.results.spearman.local_isolated - 0.8 | fabs < 1e-9' out.json
+    holds '.results.spearman.local_restore == -1' out.json
+    for k in 1 2 3 4; do
+        recipe "x$k.json" "{\"random\":$k,\"predicted\":0.$k}"
+        folder "rnd-$k" 5 "0.$((k == 1 ? 2 : k == 2 ? 1 : k))" 0.01 "x$k.json"
+    done
+    "$B/bin/qreport" mix -q q-*.json p-*.json r?.json x?.json s-*.json -o out >out.json
+    holds '.results | (.random | length) == 4 and (.budgets | length) == 3' out.json
+    holds '.results.spearman.predicted_measured - 0.8 | fabs < 1e-9' out.json
+}
+
+@test "mix refuses what it cannot compare" {
+    refused 2 'no record given' mix -o out
+    refused 2 '-o DIR is missing' mix q-mix-5.json
+    refused 1 'no mix among the records' mix q-int*.json p-int*.json -o out
+    refused 1 'no qquant record given here wrote' mix p-mix-5.json -o out
+    echo '{"schema":"qlab.qbench/1"}' >b.json
+    refused 1 'b.json: qlab.qbench/1 (a record of qquant, qppl or qsens, or a recipe, was expected)' mix b.json -o out
+    jq -c '.params.max_windows = 3' p-mix-6.json >new && mv new p-mix-6.json
+    refused 1 'differ in params.max_windows' mix "${all[@]}" -o out
+    folder mix-6 6 0.099 0.004 r6.json
+    jq -c 'del(.results.delta_nll)' p-mix-6.json >new && mv new p-mix-6.json
+    refused 1 'p-mix-6.json: no results.delta_nll' mix "${all[@]}" -o out
+    [ ! -e out/report.md ]
+}
+
+@test "sens: worst first, summaries, plots, correlations" {
+    mkdir s
+    for l in 0 1; do
+        for o in up down; do
+            { echo reference,quantized; for i in 1 2 3 4; do echo "$i.5,$i.25"; done; } >"s/model.layers.$l.mlp.${o}_proj.csv"
+        done
+    done
+    "$B/bin/qreport" sens -q s-*.json -o out --samples s >out.json
+    "$B/tests/schema_check" "$src/docs/schema/qreport.json" out.json
+    holds '.results | .mode == "isolated" and .worst[0] == {name: "model.layers.1.mlp.down_proj", damage: 0.04}' out.json
+    holds '.results.spearman.local_isolated - 0.8 | fabs < 1e-9' out.json
+    for f in layers.svg heat.svg scatter-up_proj.svg scatter-down_proj.svg lbl_analysis.md; do
+        [ -s "out/$f" ]
+        grep -q "out/$f" <<<"$(jq -r '.results.files[]' out.json)"
+    done
+    grep -q '(<heat.svg>)' out/lbl_analysis.md
+    # down_proj has 0.05 of 0.1
+    grep -q '^| down.*proj *| *0.05 *| *50.0 ' out/lbl_analysis.md
+    grep -q 'Spearman ρ of local and isolated: \*\*0.80\*\*' out/lbl_analysis.md
+}
+
+@test "sens refuses bad input" {
+    refused 2 '-o DIR is missing' sens s-local-int4-g64.json
+    refused 1 'schema' sens q-mix-5.json -o out
+    refused 1 'nope: no samples of these linears' sens s-local-int4-g64.json --samples nope -o out
+    jq -c '.results.tensors[1].kld = null' s-isolated-int4-g64.json >bad.json
+    refused 1 'bad.json: model.layers.0.mlp.up_proj: no finite kld' sens bad.json -o out
+    refused 1 'two records of int4-g64, mode local' sens s-local-int4-g64.json s-local-int4-g64.json -o out
+    mkdir s
+    printf 'reference,quantized\n1,2\n3;4\n' >s/model.layers.0.mlp.up_proj.csv
+    refused 1 'line 3 is not two numbers' sens s-isolated-int4-g64.json --samples s -o out
+    [ ! -e out/lbl_analysis.md ]
+}
