@@ -3,12 +3,11 @@
 #include "base/mem.h"
 #include "base/msg.h"
 #include "base/record.h"
+#include "output/gen1.h"
 #include "output/limits.h"
-#include "output/mix.h"
 #include "output/nlldiff.h"
 #include "output/report.h"
 #include "output/rows.h"
-#include "output/sens.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -189,69 +188,10 @@ static int cmd_check(int argc, char **argv)
     return record_finish(&rec);
 }
 
-/* ---- sens ---- */
+/* ---- sens, mix ---- */
 
-static int cmd_sens(int argc, char **argv)
-{
-    const char *dir = NULL, *samples = NULL;
-    struct opt opts[] = {{"output", 'o', OPT_STR, &dir, "DIR", "lbl_analysis.md and plots go here (required)", NULL, 0, 0},
-                         {"samples", 0, OPT_STR, &samples, "DIR", "made by qsens --samples: a scatter plot an operation", NULL, 0, 0},
-                         {0}};
-    struct tool t = {.name = "qreport", .summary = "where quantization hurts", .opts = opts, .results_version = RESULTS_VERSION,
-                     .usage = "sens SENS.json… -o DIR [--samples DIR]",
-                     .details = "Takes qsens records of one model; several modes of one format give their rank correlations.\n"
-                                "results: format, mode, worst[…], spearman{…}, files[…].\n"};
-    int n;
-    char **paths = args_parse(&t, argc, argv, &n);
-    struct record rec;
-    struct err e;
-    if (n == 0) die_usage("no record given");
-    if (!dir) die_usage("-o DIR is missing");
-    begin(&rec, &t, argc, argv);
-    struct sens_rec *r = mem_new((size_t)n, sizeof *r);
-    for (int i = 0; i < n; i++) {
-        json_t *doc = record_read(paths[i], "qsens", &e);
-        if (!doc || sens_rec_parse(&r[i], doc, paths[i], &e)) die("%s", e.msg);
-    }
-    inputs(&rec, paths, n);
-    json_t *files = json_array();
-    if (sens_report(r, (size_t)n, samples, dir, files, &e)) die("%s", e.msg);
-    sens_results(r, (size_t)n, rec.results);
-    json_put(rec.results, "files", files);
-    for (int i = 0; i < n; i++) sens_rec_free(&r[i]);
-    free(r);
-    return record_finish(&rec);
-}
-
-/* ---- mix ---- */
-
-static int cmd_mix(int argc, char **argv)
-{
-    const char *dir = NULL;
-    struct opt opts[] = {{"output", 'o', OPT_STR, &dir, "DIR", "report.md and plots go here (required)", NULL, 0, 0}, {0}};
-    struct tool t = {.name = "qreport", .summary = "do mixes beat the uniform formats around them?", .opts = opts,
-                     .results_version = RESULTS_VERSION, .usage = "mix RECORD… RECIPE… -o DIR",
-                     .details = "Takes records of qquant and qppl --ref (of mixes and uniform formats), of qsens, and the "
-                                "recipe files.\nresults: budgets[{budget_bpw, bpw, recipe, portable, predicted, delta_nll, se, "
-                                "chord, below_chord, margin{mean,se},\nverdict}], uniform[…], random[…], spearman{…}, files[…]. "
-                                "With qppl --nll the errors are paired.\n"};
-    int n;
-    char **paths = args_parse(&t, argc, argv, &n);
-    struct record rec;
-    struct mix m;
-    struct err e;
-    if (n == 0) die_usage("no record given");
-    if (!dir) die_usage("-o DIR is missing");
-    begin(&rec, &t, argc, argv);
-    json_t *files = json_array();
-    if (mix_read(&m, paths, (size_t)n, &e)) die("%s", e.msg);
-    inputs(&rec, paths, n);
-    if (mix_report(&m, dir, files, &e)) die("%s", e.msg);
-    mix_results(&m, rec.results);
-    json_put(rec.results, "files", files);
-    mix_free(&m);
-    return record_finish(&rec);
-}
+static int cmd_sens(int argc, char **argv) { return gen1_sens(argc, argv, RESULTS_VERSION, begin); }
+static int cmd_mix(int argc, char **argv) { return gen1_mix(argc, argv, RESULTS_VERSION, begin); }
 
 /* ---- dispatch ---- */
 
