@@ -5,44 +5,61 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* ---- unfinished output: a fixed table, readable from a signal handler ---- */
+/* ---- unfinished output: a table that a signal handler can read ---- */
 
-#define MAX_UNFINISHED 256
-static struct {
-    char path[PATH_MAX];
+/* Chunks are added and never freed or moved; a handler sees an entry's path only while its state is set. */
+#define CHUNK_ENTRIES 256
+#define MAX_CHUNKS 1024
+struct entry {
+    char *volatile path;
     volatile int state; /* 0 free, 1 file, 2 folder */
-} unfinished[MAX_UNFINISHED];
+};
+static struct entry *volatile chunks[MAX_CHUNKS];
+
+/* NULL behind the last one. */
+static struct entry *entry_at(int i)
+{
+    struct entry *c = i < CHUNK_ENTRIES * MAX_CHUNKS ? chunks[i / CHUNK_ENTRIES] : NULL;
+    return c ? &c[i % CHUNK_ENTRIES] : NULL;
+}
 
 static int unfinished_add(const char *path, int state)
 {
-    for (int i = 0; i < MAX_UNFINISHED; i++) {
-        if (unfinished[i].state || strlen(path) >= PATH_MAX) continue;
-        memcpy(unfinished[i].path, path, strlen(path) + 1);
-        unfinished[i].state = state;
-        return i;
+    int i = 0;
+    struct entry *en;
+    while ((en = entry_at(i)) && en->state) i++;
+    if (!en) {
+        if (i == CHUNK_ENTRIES * MAX_CHUNKS) return -1;
+        chunks[i / CHUNK_ENTRIES] = mem_new(CHUNK_ENTRIES, sizeof **chunks);
+        en = entry_at(i);
     }
-    return -1;
+    free(en->path);
+    en->path = mem_strdup(path);
+    en->state = state;
+    return i;
 }
 
 static void unfinished_del(int slot)
 {
-    if (slot >= 0) unfinished[slot].state = 0;
+    if (slot >= 0) entry_at(slot)->state = 0;
 }
 
 void file_remove_unfinished(void)
 {
-    for (int i = 0; i < MAX_UNFINISHED; i++)
-        if (unfinished[i].state == 1) unlink(unfinished[i].path);
-    for (int i = MAX_UNFINISHED - 1; i >= 0; i--)
-        if (unfinished[i].state == 2) rmdir(unfinished[i].path);
+    struct entry *en;
+    int n = 0;
+    for (; (en = entry_at(n)); n++)
+        if (en->state == 1) unlink(en->path);
+    while (n-- > 0)
+        if (entry_at(n)->state == 2) rmdir(entry_at(n)->path);
     /* Finished files inside an unfinished folder stay registered until the folder is renamed (dir_out_close), so the
      * rmdir above finds it empty. */
 }
@@ -92,7 +109,7 @@ static bool is_mapped(uintptr_t a, uintptr_t b)
 int file_map_open(struct file_map *m, const char *path, struct err *e)
 {
     memset(m, 0, sizeof *m);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe without a writer is refused, not waited for */
     if (fd < 0) return err_sys(e, "%s", path);
     struct stat st;
     if (fstat(fd, &st)) {
@@ -295,9 +312,10 @@ static void out_free(struct file_out *o)
 /* A file finished inside an unfinished folder stays in the table, under its final name, until the folder is done. */
 static int inside_unfinished(const char *path)
 {
-    for (int i = 0; i < MAX_UNFINISHED; i++) {
-        size_t n = strlen(unfinished[i].path);
-        if (unfinished[i].state == 2 && !strncmp(path, unfinished[i].path, n) && path[n] == '/') return 1;
+    struct entry *en;
+    for (int i = 0; (en = entry_at(i)); i++) {
+        size_t n = en->state == 2 ? strlen(en->path) : 0;
+        if (n && !strncmp(path, en->path, n) && path[n] == '/') return 1;
     }
     return 0;
 }
@@ -308,17 +326,14 @@ int file_out_close(struct file_out *o, struct err *e)
     if (bad) err_sys(e, "%s: cannot write", o->path);
     if (fclose(o->f) && !bad) bad = 1, err_sys(e, "%s: cannot write", o->path);
     o->f = NULL;
+    int kept = !bad && inside_unfinished(o->path) ? unfinished_add(o->path, 1) : -1;
     if (!bad && rename(o->tmp, o->path)) bad = 1, err_sys(e, "%s: cannot rename %s to it", o->path, o->tmp);
     if (bad) {
         file_out_abort(o);
         return -1;
     }
     unfinished_del(o->slot);
-    int rc = 0;
-    if (inside_unfinished(o->path))
-        unfinished_add(o->path, 1);
-    else
-        rc = sync_parent(o->path, e);
+    int rc = kept >= 0 ? 0 : sync_parent(o->path, e);
     out_free(o);
     return rc;
 }
@@ -392,9 +407,9 @@ int dir_out_open(struct dir_out *d, const char *path, struct err *e)
 static void forget_inside(const char *dir)
 {
     size_t n = strlen(dir);
-    for (int i = 0; i < MAX_UNFINISHED; i++)
-        if (unfinished[i].state == 1 && !strncmp(unfinished[i].path, dir, n) && unfinished[i].path[n] == '/')
-            unfinished[i].state = 0;
+    struct entry *en;
+    for (int i = 0; (en = entry_at(i)); i++)
+        if (en->state == 1 && !strncmp(en->path, dir, n) && en->path[n] == '/') en->state = 0;
 }
 
 static void dir_free(struct dir_out *d)
@@ -405,27 +420,40 @@ static void dir_free(struct dir_out *d)
     d->slot = -1;
 }
 
-int dir_out_close(struct dir_out *d, struct err *e)
+/* The new folder in the old one's place. */
+static int replace(struct dir_out *d, const char *old, int can, struct err *e)
 {
-    int can = replaceable(d->path, e);
-    char *old = mem_printf("%s.old-%ld", d->path, (long)getpid());
-    if (can < 0 || (can == 1 && rename(d->path, old) && err_sys(e, "%s: cannot replace", d->path))) goto fail;
+    if (can == 1 && rename(d->path, old)) return err_sys(e, "%s: cannot replace", d->path);
     if (rename(d->tmp, d->path)) {
         err_sys(e, "%s: cannot rename %s to it", d->path, d->tmp);
         if (can == 1) (void)!rename(old, d->path);
-        goto fail;
+        return -1;
     }
     forget_inside(d->tmp);
     unfinished_del(d->slot);
     if (can == 1) path_remove_tree(old, NULL);
-    free(old);
-    int rc = sync_parent(d->path, e);
+    return 0;
+}
+
+int dir_out_close(struct dir_out *d, struct err *e)
+{
+    int can = replaceable(d->path, e), rc = -1;
+    if (can >= 0) {
+        char *old = mem_printf("%s.old-%ld", d->path, (long)getpid());
+        sigset_t all, before; /* an interrupt between the renames would leave neither folder under the name */
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        rc = replace(d, old, can, e);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        free(old);
+    }
+    if (rc) {
+        dir_out_abort(d);
+        return -1;
+    }
+    rc = sync_parent(d->path, e);
     dir_free(d);
     return rc;
-fail:
-    free(old);
-    dir_out_abort(d);
-    return -1;
 }
 
 void dir_out_abort(struct dir_out *d)

@@ -288,6 +288,23 @@ EOF
     holds '.results.dtypes | keys == ["F32"]'
 }
 
+@test "interrupted with hundreds of finished files: nothing left" {
+    "$B/tests/mkmodel" -q llama-tied "$d" --layers 250 --no-tokenizer
+    "$B/bin/qload" -q "$d" -o "$out" --dtype f32 --max-shard-bytes 1 >"$r" 3>&- &
+    pid=$!
+    for _ in $(seq 1000); do [ "$(find "$out".part-* -name 'model-*' 2>/dev/null | wc -l)" -gt 300 ] && break; sleep 0.01; done
+    kill -TERM $pid
+    rc=0
+    wait $pid || rc=$?
+    [ $rc = 130 ] || { echo "exit $rc"; false; }
+    nothing_left
+}
+
+@test "a pipe nobody writes into is no model" {
+    mkfifo "$BATS_TEST_TMPDIR/pipe"
+    refused 1 "not a regular file" "$BATS_TEST_TMPDIR/pipe"
+}
+
 @test "hf: is downloaded into -o, as published or converted" {
     commit=0123456789abcdef0123456789abcdef01234567
     hub=$BATS_TEST_TMPDIR/hub
