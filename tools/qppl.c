@@ -120,7 +120,8 @@ static void put_comparison(struct record *r, const struct ppl_result *p)
     double agree = (double)p->n_top1 / (double)p->n, sq = 0;
     for (int64_t i = 0; i < p->n; i++) sq += p->delta_p[i] * p->delta_p[i];
     json_t *k = json_object();
-    json_put_headline(k, "mean", kld.mean, &r->not_finite);
+    if (!isfinite(kld.mean) && !r->not_finite) r->not_finite = "kld";
+    json_put(k, "mean", json_num(kld.mean));
     json_put(k, "se", json_num(kld.se));
     stats_sort(p->kld, p->n);
     static const struct {
@@ -214,8 +215,8 @@ int main(int argc, char **argv)
     struct ppl_result res;
     if (ppl_run(&job, &res, &e)) die("%s", e.msg);
     put_results(&r, &res, &text, &ws, &model.be);
-    if (o.nll && !r.not_finite) write_nll(&r, &res);
     if (o.ref) put_comparison(&r, &res);
+    if (o.nll && !r.not_finite) write_nll(&r, &res);
     json_put(r.timing, "peak_rss_bytes", json_integer(mem_peak_rss()));
     json_put(r.timing, "weights_bytes", json_integer(model.m.weights_bytes));
     json_put(r.timing, "kv_bytes", json_integer(res.kv_bytes));

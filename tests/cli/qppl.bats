@@ -148,6 +148,8 @@ ppl() { "$B/bin/qppl" -q "$@" >"$r"; }
     refused 1 "CUDA" "$m" --text $text --device cuda
     "$B/tests/mkmodel" -q llama-tied "$BATS_TEST_TMPDIR/nan" --nan model.norm.weight
     refused 1 "not finite" "$BATS_TEST_TMPDIR/nan" --text $text --ctx 64 --chars 500
+    refused 1 "kld is not finite" "$m" --ref "$BATS_TEST_TMPDIR/nan" --text $text --ctx 64 --chars 500 --nll "$BATS_TEST_TMPDIR/no-nll"
+    [ ! -e "$BATS_TEST_TMPDIR/no-nll" ]
     refused 2 "--text" "$m"
     refused 2 "one MODEL" --text $text
     refused 2 "not an integer" "$m" --text $text --ctx 12x
