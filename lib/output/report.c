@@ -136,7 +136,7 @@ static void notes(const struct rows *rs, FILE *f)
         const json_t *text = record_input(p, "text");
         char *name = md_escape(text && str_at(text, "path") ? path_last(str_at(text, "path")) : "a text");
         char *proto = values_of(rs, 'p', "results.protocol"), *comp = values_of(rs, 'p', "results.compute");
-        char *dev = values_of(rs, 'p', "params.device"), *ctx = values_of(rs, 'p', "params.ctx");
+        char *dev = values_of(rs, 'p', "params.device"), *ctx = values_of(rs, 'p', "results.ctx");
         fprintf(f, "- **PPL** ± standard error: protocol `%s`%s%s, computed in %s on %s; text `%s` (sha256 %.8s…), %s of its %s "
                    "tokens scored. The ± is of the text, common to all rows: compare rows by Δ only.\n",
                 proto, *ctx ? ", context " : "", ctx, comp, dev, name, str_at(text, "sha256"),
