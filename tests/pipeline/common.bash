@@ -50,7 +50,7 @@ make)
     exit "$rc"
     ;;
 esac
-kill -9 -- "-$(ps -o pgid= -p $$ | tr -d ' ')"
+kill -9 -- "-$(cut -d' ' -f5 /proc/$$/stat)"
 sleep 5
 WRAPPER
         chmod +x "$1/$t"
