@@ -67,18 +67,20 @@ static double cost(const struct plot_label *l, size_t n, size_t i, double r, dou
     const struct plot_label *me = &l[i];
     struct box b = label_box(me);
     double sum = r + (c > 0.9 ? 0 : c < -0.9 ? 3 : 5);
-    if (b.x0 < area.x0 || b.x1 > area.x1 || b.y0 < area.y0 || b.y1 > area.y1) sum += 5000;
+    if (b.x0 < area.x0 || b.x1 > area.x1 || b.y0 < area.y0 || b.y1 > area.y1) sum += 100000;
     if (line > b.y0 - 1 && line < b.y1 + 1) sum += 40;
     for (size_t k = 0; k < n; k++) {
         const struct plot_label *o = &l[k];
         struct box point = {o->x - POINT_R, o->y - POINT_R, o->x + POINT_R, o->y + POINT_R};
-        if (overlap(grown(b, 1), point) > 0) sum += 400;
+        if (overlap(grown(b, 1), point) > 0) sum += 5000;
         if (hits(o->x, o->bar_top, o->x, o->bar_bottom + 1e-6, b)) sum += 220;
         if (k == i) continue;
-        if (me->leader && hits(me->x, me->y, me->ax, me->ay, point)) sum += 60;
+        if (me->leader && hits(me->x, me->y, me->ax, me->ay, point)) sum += 300;
+        /* beside another's mark it would be taken for that one's */
+        if (overlap(grown(b, 7), point) > 0) sum += me->leader ? 50 : 10;
         struct box ob = label_box(o);
         double over = overlap(grown(b, 2), ob);
-        if (over > 0) sum += 1000 + over;
+        if (over > 0) sum += 20000 + over;
         if (me->leader && hits(me->x, me->y, me->ax, me->ay, grown(ob, 1))) sum += 250;
         if (o->leader && hits(o->x, o->y, o->ax, o->ay, grown(b, 1))) sum += 250;
         if (me->leader && o->leader && cross(me, o)) sum += 120;
