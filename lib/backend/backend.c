@@ -26,6 +26,7 @@ int backend_open(struct backend *be, const char *device, const char *compute, st
     enum compute c = COMPUTE_F32;
     if (!fastest && compute_parse(compute, &c, e)) return -1;
 
+    if (!strcmp(device, "cpu") && fastest) c = COMPUTE_INT8;
     if (!strcmp(device, "cpu")) return cpu_open(be, c, isa_best(), e);
     if (!strcmp(device, "cpu-ref")) return cpu_ref_open(be, c, e);
     if (!strncmp(device, "cuda", 4) && (device[4] == 0 || device[4] == ':'))

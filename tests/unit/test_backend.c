@@ -1,7 +1,9 @@
 /* Weights on the CPU backends: dequantization bit for bit, embedding, and matmul of every instruction set this machine
  * has against the oracle, over formats and ragged shapes. */
 #include "backend/backend_impl.h"
+#include "backend/cpu/arena.h"
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/panels.h"
 #include "base/mem.h"
 #include "base/par.h"
 #include "qrandom.h"
@@ -186,6 +188,139 @@ static void test_matmul_shapes(void **state)
     one_matmul(format_find("int4-g32"), DT_F16, (struct shape){700, 1600, 2}, false, &rng);
 }
 
+/* ---- compute int8 ---- */
+
+/* Activations as the int8 path sees them: groups of 32, absmax/127, nearest even. */
+static void emulate_int8(const float *x, float *out, int64_t n_tok, int64_t n_in)
+{
+    for (int64_t t = 0; t < n_tok; t++)
+        for (int64_t k0 = 0; k0 < n_in; k0 += 32) {
+            float max = 0;
+            int64_t end = k0 + 32 < n_in ? k0 + 32 : n_in;
+            for (int64_t k = k0; k < end; k++) max = fmaxf(max, fabsf(x[t * n_in + k]));
+            for (int64_t k = k0; k < end; k++)
+                out[t * n_in + k] = max > 0 ? rintf(x[t * n_in + k] * (127.0f / max)) * (max / 127.0f) : 0;
+        }
+}
+
+static void one_int8(const struct format *f, enum dtype dtype, struct shape s, bool extreme, struct rng *rng)
+{
+    struct qbuffer b;
+    struct backend ref, be;
+    struct weight wr, w;
+    struct panels plan;
+    struct err e;
+    qrandom(&b, f, s.n_out, s.n_in, dtype, rng, extreme);
+    int64_t n = s.n_tok * s.n_out, nx = s.n_tok * s.n_in;
+    float *x = guard_new(nx), *xq = mem_array((size_t)nx, 4), *want = mem_array((size_t)n, 4), *plain = NULL;
+    float *bias = mem_array((size_t)s.n_out, 4);
+    random_floats(rng, x, nx);
+    random_floats(rng, bias, s.n_out);
+    if (s.n_in > 40) memset(x + 33, 0, (size_t)(s.n_in - 33 < 31 ? s.n_in - 33 : 31) * 4); /* a group of zeros but one */
+    bool panels = panels_plan(&plan, &b.w);
+    emulate_int8(x, xq, s.n_tok, s.n_in);
+    assert_int_equal(cpu_ref_open(&ref, COMPUTE_F32, &e), 0);
+    struct qweight exact = b.w; /* the int8 path multiplies codes by scales without rounding the product to f16 */
+    if (panels) exact.out_dtype = DT_F32;
+    assert_int_equal(ref.ops->load_weight(&ref, &wr, &exact, &e), 0);
+    ref.ops->matmul(&ref, &(struct matmul){want, &wr, bias}, 1, panels ? xq : x, s.n_tok);
+    for (int isa = 0; isa <= (int)isa_best(); isa++) {
+        char what[160];
+        snprintf(what, sizeof what, "int8 matmul %s %s %dx%d, %d tokens%s", f->name, isa_name((enum isa)isa), (int)s.n_out,
+                 (int)s.n_in, (int)s.n_tok, extreme ? ", extreme" : "");
+        assert_int_equal(cpu_open(&be, COMPUTE_INT8, (enum isa)isa, &e), 0);
+        assert_int_equal(be.ops->load_weight(&be, &w, &b.w, &e), 0);
+        float *first = NULL;
+        for (int threads = 1; threads <= 3; threads++) {
+            par_set_threads(threads);
+            float *y = guard_new(n);
+            be.ops->matmul(&be, &(struct matmul){y, &w, bias}, 1, x, s.n_tok);
+            if (!first) {
+                /* integers that stand for a code book are off by up to 0.4 % of its range */
+                compare(y, want, n, f->kind == CODE_BOOK && panels ? 5e-5 : 1e-11, 1e30, 0, what);
+                if (plain) compare(y, plain, n, 1e-12, 1e30, 0, what);
+                first = memcpy(mem_array((size_t)n, 4), y, (size_t)n * 4);
+            }
+            if (memcmp(y, first, (size_t)n * 4)) fail_msg("%s: %d threads give other bits than one", what, threads);
+            guard_check(y, n, what);
+        }
+        float *one = guard_new(s.n_out);
+        be.ops->matmul(&be, &(struct matmul){one, &w, bias}, 1, x + nx - s.n_in, 1);
+        if (memcmp(one, first + n - s.n_out, (size_t)s.n_out * 4))
+            fail_msg("%s: a token alone gives other bits than in the batch", what);
+        guard_check(one, s.n_out, what);
+        be.ops->free_weight(&be, &w);
+        backend_close(&be);
+        if (!plain)
+            plain = first;
+        else
+            free(first);
+    }
+    ref.ops->free_weight(&ref, &wr);
+    backend_close(&ref);
+    qbuffer_free(&b);
+    guard_check(x, nx, "x");
+    free(xq);
+    free(want);
+    free(bias);
+    free(plain);
+}
+
+static void test_int8(void **state)
+{
+    (void)state;
+    static const struct shape shapes[] = {{13, 160, 5}, {70, 576, 3}, {64, 200, 9}, {33, 64, 12}, {5, 641, 8}, {81, 320, 17},
+                                          {16, 31, 1}, {100, 33, 2}, {37, 1568, 4}};
+    struct rng rng = {12};
+    for (size_t f = 0; f < n_formats; f++)
+        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+            for (int extreme = 0; extreme < 2; extreme++)
+                one_int8(&formats[f], model_dtypes[s % 3], shapes[s], extreme, &rng);
+    one_int8(format_find("int4-g64"), DT_F16, (struct shape){700, 1600, 300}, false, &rng);
+    one_int8(format_find("int8-row"), DT_F16, (struct shape){700, 1600, 2}, false, &rng);
+}
+
+/* A layer that mixes formats, and activations that are not finite: NaN comes out, and only for its token. */
+static void test_int8_mixed_and_nan(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"f16", "int4-g64", "int4-strided128", "int8-row"};
+    enum { K = 192, N = 20, T = 6 };
+    struct rng rng = {13};
+    for (int isa = 0; isa <= (int)isa_best(); isa++) {
+        struct backend be;
+        struct err e;
+        struct qbuffer b[4];
+        struct weight w[4];
+        struct matmul jobs[4];
+        float *x = mem_array(T * K, 4), one[T * N];
+        random_floats(&rng, x, T * K);
+        assert_int_equal(cpu_open(&be, COMPUTE_INT8, (enum isa)isa, &e), 0);
+        for (int j = 0; j < 4; j++) {
+            qrandom(&b[j], format_find(names[j]), N, K, DT_F16, &rng, false);
+            assert_int_equal(be.ops->load_weight(&be, &w[j], &b[j].w, &e), 0);
+            jobs[j] = (struct matmul){guard_new(T * N), &w[j], NULL};
+        }
+        be.ops->matmul(&be, jobs, 4, x, T);
+        for (int j = 0; j < 4; j++) {
+            be.ops->matmul(&be, &(struct matmul){one, &w[j], NULL}, 1, x, T);
+            assert_memory_equal(one, jobs[j].y, sizeof one);
+        }
+        x[2 * K + 70] = NAN;
+        x[4 * K + 3] = INFINITY;
+        be.ops->matmul(&be, jobs, 4, x, T);
+        for (int j = 0; j < 4; j++) {
+            for (int t = 0; t < T; t++)
+                for (int r = 0; r < N; r++) assert_int_equal(!isfinite(jobs[j].y[t * N + r]), t == 2 || t == 4);
+            guard_check(jobs[j].y, T * N, names[j]);
+            be.ops->free_weight(&be, &w[j]);
+            qbuffer_free(&b[j]);
+        }
+        backend_close(&be);
+        free(x);
+    }
+}
+
 static void test_embed(void **state)
 {
     (void)state;
@@ -231,7 +366,43 @@ static void test_open(void **state)
     }
     assert_int_equal(backend_open(&be, "cpu", "auto", &e), 0);
     assert_string_equal(be.ops->name, "cpu");
+    assert_string_equal(compute_name(be.compute), "int8");
     backend_close(&be);
+}
+
+/* Blocks keep their contents while others come and go, and what is freed is used again. */
+static void test_arena(void **state)
+{
+    (void)state;
+    struct arena a = {0};
+    enum { N = 64 };
+    uint8_t *p[N] = {0};
+    size_t n[N] = {0};
+    struct rng rng = {14};
+    for (int i = 0; i < 5000; i++) {
+        int k = (int)rng_below(&rng, N);
+        if (p[k]) {
+            for (size_t j = 0; j < n[k]; j += 997) assert_int_equal(p[k][j], k);
+            arena_free(&a, p[k]);
+            p[k] = NULL;
+        } else {
+            n[k] = (size_t)rng_below(&rng, i % 100 ? 300000 : 40000000);
+            p[k] = arena_alloc(&a, n[k]);
+            assert_int_equal((uintptr_t)p[k] % 64, 0);
+            for (size_t j = 0; j < n[k]; j += 997) p[k][j] = (uint8_t)k;
+        }
+    }
+    for (int k = 0; k < N; k++) arena_free(&a, p[k]);
+    assert_null(a.slabs);
+    uint8_t *kept = arena_alloc(&a, 100), *q = arena_alloc(&a, 1000000);
+    for (int i = 0; i < 1000; i++) { /* one weight swapped for another, over and over */
+        arena_free(&a, q);
+        uint8_t *again = arena_alloc(&a, 1000000);
+        assert_ptr_equal(again, q);
+    }
+    arena_free(&a, kept);
+    arena_free(&a, q);
+    assert_null(a.slabs);
 }
 
 int main(void)
@@ -240,6 +411,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_open),           cmocka_unit_test(test_dequant_is_exact), cmocka_unit_test(test_embed),
         cmocka_unit_test(test_matmul_formats), cmocka_unit_test(test_matmul_shapes),
+        cmocka_unit_test(test_int8),           cmocka_unit_test(test_int8_mixed_and_nan),
+        cmocka_unit_test(test_arena),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -75,7 +75,8 @@ static void cpu_sync(struct backend *be) { (void)be; }
 
 static int cpu_load_weight(struct backend *be, struct weight *out, const struct qweight *src, struct err *e)
 {
-    (void)be, (void)e;
+    (void)e;
+    struct cpu_ctx *ctx = be->ctx;
     struct cpu_weight *w = mem_new(1, sizeof *w);
     w->q = *src;
     w->path = !dequant_ok(src) ? PATH_REFERENCE : src->fmt.kind == CODE_FLOAT ? PATH_DIRECT : PATH_DEQUANT;
@@ -83,13 +84,23 @@ static int cpu_load_weight(struct backend *be, struct weight *out, const struct 
     *out = (struct weight){.n_out = src->n_out, .n_in = src->n_in, .resident_bytes = (size_t)src->bytes,
                            .read_bytes = (size_t)src->bytes, .mapped = !src->in_memory, .data = w};
     snprintf(out->format, sizeof out->format, "%s", src->fmt.name ? src->fmt.name : "other");
+    if (be->compute == COMPUTE_INT8 && panels_plan(&w->panels, src)) {
+        w->path = PATH_PANELS;
+        w->panels.data = arena_alloc(&ctx->arena, (size_t)w->panels.n_panels * w->panels.panel_bytes);
+        panels_pack(&w->panels, src);
+        qweight_drop(src);
+        out->resident_bytes = out->read_bytes = (size_t)w->panels.n_panels * w->panels.panel_bytes;
+        out->mapped = false;
+    }
     return 0;
 }
 
 static void cpu_free_weight(struct backend *be, struct weight *w)
 {
-    (void)be;
-    free(w->data);
+    struct cpu_ctx *ctx = be->ctx;
+    struct cpu_weight *c = w->data;
+    if (c) arena_free(&ctx->arena, c->panels.data);
+    free(c);
     *w = (struct weight){0};
 }
 
@@ -107,7 +118,7 @@ static void embed_tokens(void *ctx, int64_t begin, int64_t end, int thread)
     int64_t n = j->w->q.n_in;
     for (int64_t t = begin; t < end; t++) {
         assert(j->tokens[t] >= 0 && j->tokens[t] < j->w->q.n_out);
-        if (j->w->path == PATH_REFERENCE)
+        if (!dequant_ok(&j->w->q))
             qweight_rows_f32(&j->w->q, j->tokens[t], 1, j->x + t * n);
         else
             j->k->dequant(&j->w->q, j->tokens[t], 0, n, j->x + t * n);
@@ -144,10 +155,11 @@ static const struct backend_ops cpu_ops = {
 
 int cpu_open(struct backend *be, enum compute compute, enum isa isa, struct err *e)
 {
-    if (compute != COMPUTE_F32)
-        return err_set(e, "compute '%s': not offered by device cpu (f32 was expected)", compute_name(compute));
+    if (compute != COMPUTE_F32 && compute != COMPUTE_INT8)
+        return err_set(e, "compute '%s': not offered by device cpu (f32 or int8 was expected)", compute_name(compute));
     struct cpu_ctx *c = mem_new(1, sizeof *c);
     c->k = kernels_of(isa);
+    c->k8 = int8_kernels_of(isa);
     *be = (struct backend){.ops = &cpu_ops, .compute = compute, .ctx = c};
     return 0;
 }

@@ -2,19 +2,23 @@
 #ifndef QLAB_BACKEND_CPU_CPU_H
 #define QLAB_BACKEND_CPU_CPU_H
 
+#include "backend/cpu/arena.h"
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/panels.h"
 #include "base/par.h"
 
 enum path {
     PATH_DIRECT,   /* rows of floats are read by the dot kernels as they lie in the file */
     PATH_DEQUANT,  /* columns of a row are dequantized to floats in the cache, then as above */
-    PATH_REFERENCE /* the same by qweight_rows_f32, whole rows: layouts the kernels do not know */
+    PATH_REFERENCE, /* the same by qweight_rows_f32, whole rows: layouts the kernels do not know */
+    PATH_PANELS     /* compute int8: repacked for integer dot products */
 };
 
 struct cpu_weight {
     struct qweight q; /* a copy; what it points to is the caller's */
     enum path path;
-    enum elem elem; /* PATH_DIRECT */
+    enum elem elem;       /* PATH_DIRECT */
+    struct panels panels; /* PATH_PANELS */
 };
 
 /* Scratch that one thread has to itself and that grows when asked. */
@@ -28,10 +32,12 @@ struct rope_table; /* elementwise.c */
 
 struct cpu_ctx {
     const struct kernels *k;
+    const struct int8_kernels *k8;
     struct thread_buf *buf; /* n_buf, at least par_threads() while an op runs */
     int n_buf;
     struct thread_buf shared; /* scratch of the op that runs */
     struct rope_table *rope;
+    struct arena arena; /* panels */
 };
 
 /* To be called by every op before it starts threads that use thread_buf. */
@@ -49,6 +55,8 @@ static inline const void *weight_row(const struct cpu_weight *w, int64_t r)
 }
 
 void cpu_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok);
+/* Jobs whose weights are panels. */
+void cpu_matmul_int8(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok);
 
 void cpu_rmsnorm(struct backend *be, float *y, const float *x, const float *w, int64_t n_rows, int64_t n, double eps);
 void cpu_rope(struct backend *be, float *x, const struct span *spans, int n_spans, int64_t n_heads, int64_t head_dim,

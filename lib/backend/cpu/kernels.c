@@ -1,5 +1,7 @@
 #include "backend/cpu/kernels.h"
 
+#include "backend/cpu/panels.h"
+
 const struct kernels *kernels_of(enum isa isa)
 {
 #if defined(__x86_64__)
@@ -8,6 +10,16 @@ const struct kernels *kernels_of(enum isa isa)
 #endif
     (void)isa;
     return &kernels_plain;
+}
+
+const struct int8_kernels *int8_kernels_of(enum isa isa)
+{
+#if defined(__x86_64__)
+    if (isa == ISA_AVX512 && isa_has_vnni()) return &int8_vnni;
+    if (isa >= ISA_AVX2) return &int8_avx2;
+#endif
+    (void)isa;
+    return &int8_plain;
 }
 
 bool dequant_ok(const struct qweight *w)

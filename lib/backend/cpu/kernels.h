@@ -59,6 +59,8 @@ struct kernels {
 extern const struct kernels kernels_plain, kernels_avx2, kernels_avx512;
 
 const struct kernels *kernels_of(enum isa isa);
+struct int8_kernels; /* panels.h */
+const struct int8_kernels *int8_kernels_of(enum isa isa);
 /* False for layouts that only the reference reads (groups that are no multiple of 16, odd rows, GGUF blocks). */
 bool dequant_ok(const struct qweight *w);
 

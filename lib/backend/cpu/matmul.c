@@ -121,9 +121,8 @@ static void tiles(void *ctx, int64_t begin, int64_t end, int thread)
     }
 }
 
-void cpu_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok)
+static void matmul_f32(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok)
 {
-    if (n_tok <= 0 || n <= 0) return;
     struct mm mm = {.c = cpu_begin(be), .jobs = jobs, .n_jobs = n, .x = x, .n_tok = n_tok};
     int64_t n_in = jobs[0].w->n_in, n_rows = 0, step = mm.c->k->dot_rows;
     for (int j = 0; j < n; j++) {
@@ -145,4 +144,19 @@ void cpu_matmul(struct backend *be, const struct matmul *jobs, int n, const floa
     int64_t items = 0;
     for (int j = 0; j < n; j++) items += (jobs[j].w->n_out + mm.tile - 1) / mm.tile;
     par_for_dynamic(items, 1, tiles, &mm);
+}
+
+void cpu_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok)
+{
+    enum { MANY_JOBS = 8 };
+    for (; n > MANY_JOBS; n -= MANY_JOBS, jobs += MANY_JOBS) cpu_matmul(be, jobs, MANY_JOBS, x, n_tok);
+    if (n_tok <= 0 || n <= 0) return;
+    struct matmul f[MANY_JOBS], i8[MANY_JOBS]; /* a layer may mix formats */
+    int n_f = 0, n_i8 = 0;
+    for (int j = 0; j < n; j++) {
+        const struct cpu_weight *w = jobs[j].w->data;
+        *(w->path == PATH_PANELS ? &i8[n_i8++] : &f[n_f++]) = jobs[j];
+    }
+    if (n_f) matmul_f32(be, f, n_f, x, n_tok);
+    if (n_i8) cpu_matmul_int8(be, i8, n_i8, x, n_tok);
 }

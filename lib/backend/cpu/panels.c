@@ -1,0 +1,142 @@
+#include "backend/cpu/panels.h"
+
+#include "base/half.h"
+#include "base/par.h"
+
+#include <math.h>
+#include <string.h>
+
+/* 16 floats as integers of 8 bits times one factor, least squared error over the integers' range: book ≈ factor·q. */
+static float book_table(const float *book, uint8_t table[16])
+{
+    double best = INFINITY;
+    float factor = 0;
+    for (int step = 0; step <= 2540; step++) {
+        double a = 64 + 0.025 * step, qb = 0, qq = 0, err = 0;
+        int q[16];
+        for (int i = 0; i < 16; i++) {
+            q[i] = (int)lrint(book[i] * a);
+            if (q[i] > 127 || q[i] < -128) q[i] = q[i] > 0 ? 127 : -128;
+            qb += q[i] * (double)book[i];
+            qq += (double)q[i] * q[i];
+        }
+        double f = qq > 0 ? qb / qq : 0;
+        for (int i = 0; i < 16; i++) err += (f * q[i] - book[i]) * (f * q[i] - book[i]);
+        if (!(err < best)) continue;
+        best = err;
+        factor = (float)f;
+        for (int i = 0; i < 16; i++) table[i] = (uint8_t)(q[i] + 128);
+    }
+    return factor;
+}
+
+bool panels_plan(struct panels *p, const struct qweight *w)
+{
+    int64_t g = w->fmt.group, n_in = w->n_in;
+    *p = (struct panels){.n_out = w->n_out, .n_in = n_in, .scale_dtype = w->scale_dtype};
+    if (w->fmt.kind == CODE_INT && (w->fmt.bits == 4 || (w->fmt.bits == 8 && !w->zero))) {
+        p->kind = w->fmt.bits == 4 ? PANEL_4 : PANEL_8;
+        p->zeros = w->zero != NULL;
+        if (g == 0 || g >= n_in)
+            g = n_in;
+        else if (g % ACT_GROUP)
+            return false;
+    } else if (w->fmt.kind == CODE_BOOK && n_in % ACT_GROUP == 0 && g % ACT_GROUP == 0) {
+        p->kind = PANEL_4T;
+        p->scale_dtype = DT_F32;
+        p->factor = book_table(w->book, p->table);
+        if (n_in % g) g = ACT_GROUP; /* blocks cross rows: a scale for every activation group */
+    } else {
+        return false;
+    }
+    p->n_panels = (w->n_out + PANEL_ROWS - 1) / PANEL_ROWS;
+    p->n_act = (n_in + ACT_GROUP - 1) / ACT_GROUP;
+    p->one_scale = g >= n_in;
+    p->group = p->one_scale ? p->n_act * ACT_GROUP : g;
+    p->n_groups = (n_in + p->group - 1) / p->group;
+    p->zeros_at = (size_t)p->n_groups * PANEL_ROWS * (p->scale_dtype == DT_F32 ? 4 : 2);
+    p->codes_at = p->zeros_at + (p->zeros ? (size_t)p->n_groups * PANEL_ROWS : 0);
+    p->codes_at = (p->codes_at + 63) / 64 * 64;
+    p->panel_bytes = p->codes_at + (size_t)p->n_act * act_lines(p);
+    return true;
+}
+
+/* Nibbles a … h of a word (a lowest) to bytes: e|a, f|b, g|c, h|d. */
+static uint32_t pair_nibbles(uint32_t w)
+{
+    uint32_t lo = w & 0xffff, hi = w >> 16;
+    lo = (lo | lo << 8) & 0x00ff00ffu;
+    hi = (hi | hi << 8) & 0x00ff00ffu;
+    lo = (lo | lo << 4) & 0x0f0f0f0fu;
+    hi = (hi | hi << 4) & 0x0f0f0f0fu;
+    return lo | hi << 4;
+}
+
+/* The codes of one row into its place in every line. codes: the row's first byte; n bytes belong to it. */
+static void pack_row(const struct panels *p, const uint8_t *codes, int64_t n, bool high_first, uint8_t *dst)
+{
+    int64_t lines = p->n_act * (int64_t)(act_lines(p) / 64);
+    for (int64_t i = 0; i < lines; i++) {
+        uint32_t w = 0;
+        int64_t have = n - 4 * i;
+        if (have > 0) memcpy(&w, codes + 4 * i, have < 4 ? (size_t)have : 4);
+        if (p->kind != PANEL_8) {
+            if (high_first) w = (w & 0x0f0f0f0fu) << 4 | (w >> 4 & 0x0f0f0f0fu);
+            w = pair_nibbles(w);
+        }
+        memcpy(dst + 64 * i, &w, 4);
+    }
+}
+
+static float absmax_of(const struct qweight *w, int64_t block)
+{
+    if (!w->fmt.double_quant) return ((const float *)w->absmax)[block];
+    float v = w->nested_map[((const uint8_t *)w->absmax)[block]] * w->nested_absmax[block / 256];
+    return v + w->nested_offset;
+}
+
+static void pack_scales(const struct panels *p, const struct qweight *w, int64_t r, int in_panel, uint8_t *panel)
+{
+    for (int64_t g = 0; g < p->n_groups; g++) {
+        int64_t to = g * PANEL_ROWS + in_panel;
+        if (p->kind == PANEL_4T) {
+            ((float *)(void *)panel)[to] = p->factor * absmax_of(w, (r * p->n_in + g * p->group) / w->fmt.group);
+        } else if (p->scale_dtype == DT_F32) {
+            ((float *)(void *)panel)[to] = ((const float *)w->scale)[r * p->n_groups + g];
+        } else {
+            ((uint16_t *)(void *)panel)[to] = ((const uint16_t *)w->scale)[r * p->n_groups + g];
+        }
+        if (p->zeros)
+            panel[p->zeros_at + (size_t)to] =
+                (uint8_t)(((const uint32_t *)w->zero)[r / 8 * p->n_groups + g] >> 4 * (r % 8) & 15);
+    }
+}
+
+struct pack_job {
+    const struct panels *p;
+    const struct qweight *w;
+};
+
+static void pack_panels(void *ctx, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const struct pack_job *j = ctx;
+    const struct panels *p = j->p;
+    const struct qweight *w = j->w;
+    int64_t row_bytes = w->fmt.kind == CODE_BOOK ? p->n_in / 2 : (p->n_in * w->fmt.bits + 31) / 32 * 4;
+    for (int64_t i = begin; i < end; i++) {
+        uint8_t *panel = p->data + (size_t)i * p->panel_bytes;
+        if (i == p->n_panels - 1) memset(panel, 0, p->panel_bytes);
+        for (int r = 0; r < PANEL_ROWS && i * PANEL_ROWS + r < p->n_out; r++) {
+            int64_t row = i * PANEL_ROWS + r;
+            pack_row(p, (const uint8_t *)w->codes + row * row_bytes, row_bytes, w->fmt.kind == CODE_BOOK,
+                     panel + p->codes_at + 4 * r);
+            pack_scales(p, w, row, r, panel);
+        }
+    }
+}
+
+void panels_pack(const struct panels *p, const struct qweight *w)
+{
+    par_for(p->n_panels, 1, pack_panels, &(struct pack_job){p, w});
+}
