@@ -81,6 +81,7 @@ static int cpu_load_weight(struct backend *be, struct weight *out, const struct 
     w->q = *src;
     w->path = !dequant_ok(src) ? PATH_REFERENCE : src->fmt.kind == CODE_FLOAT ? PATH_DIRECT : PATH_DEQUANT;
     w->elem = src->fmt.dtype == DT_F16 ? ELEM_F16 : src->fmt.dtype == DT_BF16 ? ELEM_BF16 : ELEM_F32;
+    if (!src->src || !src->src->permuted_heads) w->rows = src->src ? src->src->data : src->codes;
     *out = (struct weight){.n_out = src->n_out, .n_in = src->n_in, .resident_bytes = (size_t)src->bytes,
                            .read_bytes = (size_t)src->bytes, .mapped = !src->in_memory, .data = w};
     snprintf(out->format, sizeof out->format, "%s", src->fmt.name ? src->fmt.name : "other");

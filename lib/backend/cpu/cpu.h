@@ -18,6 +18,7 @@ struct cpu_weight {
     struct qweight q; /* a copy; what it points to is the caller's */
     enum path path;
     enum elem elem;       /* PATH_DIRECT */
+    const uint8_t *rows;  /* PATH_DIRECT: the first row, others follow without gaps; NULL: see tensor_row */
     struct panels panels; /* PATH_PANELS */
 };
 
@@ -50,8 +51,8 @@ void par_if(int64_t work, int64_t n, int64_t grain, par_fn *fn, void *ctx);
 
 static inline const void *weight_row(const struct cpu_weight *w, int64_t r)
 {
-    if (w->q.src) return tensor_row(w->q.src, r);
-    return (const uint8_t *)w->q.codes + (size_t)(r * w->q.n_in) * (w->elem == ELEM_F32 ? 4 : 2);
+    if (!w->rows) return tensor_row(w->q.src, r);
+    return w->rows + (size_t)(r * w->q.n_in) * (w->elem == ELEM_F32 ? 4 : 2);
 }
 
 void cpu_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok);
