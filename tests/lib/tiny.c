@@ -5,6 +5,7 @@
 #include "base/hash.h"
 #include "base/json.h"
 #include "base/mem.h"
+#include "base/par.h"
 #include "golden.h"
 #include "tiny_bigram.h"
 #include "views/safetensors.h"
@@ -121,30 +122,52 @@ static void list_tensors(struct list *l)
     if (t->extra) add(l, t->extra, 1, 3, 0);
 }
 
-static int append(struct st_writer *w, const struct tiny *t, const char *name, float *v, int64_t n, bool first,
-                  struct err *e)
+/* Values of one tensor, made by threads, as the file holds them. */
+struct chunk {
+    const struct tiny *t;
+    const struct bigram *b;
+    const char *name;
+    int64_t i0;
+    uint8_t *out;
+};
+
+static void make_values(void *ctx, int64_t begin, int64_t end, int thread)
 {
-    if (first && t->nan && !strcmp(t->nan, name)) v[0] = NAN;
-    void *out = mem_array((size_t)n, 4);
-    dtype_from_f32(t->dtype, v, out, n);
-    int rc = st_writer_append(w, out, dtype_bytes(t->dtype, n), e);
-    free(out);
-    return rc;
+    (void)thread;
+    const struct chunk *c = ctx;
+    const struct tiny *t = c->t;
+    float v[4096];
+    for (int64_t i = begin, n; i < end; i += n) {
+        n = end - i < 4096 ? end - i : 4096;
+        if (t->normal) tiny_normal(c->name, t->seed, c->i0 + i, n, v);
+        else tiny_formula(c->name, t->seed, c->i0 + i, n, v);
+        if (c->i0 + i == 0 && t->nan && !strcmp(t->nan, c->name)) v[0] = NAN;
+        dtype_from_f32(t->dtype, v, c->out + dtype_bytes(t->dtype, i), n);
+    }
+}
+
+static void make_bigram(const struct chunk *c, int64_t n)
+{
+    float *v = mem_array((size_t)n, sizeof *v);
+    bigram_fill(c->b, c->name, v, n);
+    if (c->t->nan && !strcmp(c->t->nan, c->name)) v[0] = NAN;
+    dtype_from_f32(c->t->dtype, v, c->out, n);
+    free(v);
 }
 
 static int write_tensor(struct st_writer *w, const struct tiny *t, const struct bigram *b, const struct tensor *d,
                         struct err *e)
 {
-    int64_t n = tensor_elems(d), step = b ? n : 1 << 20;
-    float *v = mem_array((size_t)(n < step ? n : step), sizeof *v);
+    int64_t n = tensor_elems(d), step = b || n < 1 << 23 ? n : 1 << 23;
+    struct chunk c = {t, b, d->name, 0, mem_array((size_t)step, dtype_bytes(t->dtype, 1))};
     int rc = 0;
-    for (int64_t i = 0; rc == 0 && i < n; i += step) {
-        int64_t k = n - i < step ? n - i : step;
-        if (b) bigram_fill(b, d->name, v, k);
-        else tiny_formula(d->name, t->seed, i, k, v);
-        rc = append(w, t, d->name, v, k, i == 0, e);
+    for (; rc == 0 && c.i0 < n; c.i0 += step) {
+        int64_t k = n - c.i0 < step ? n - c.i0 : step;
+        if (b) make_bigram(&c, k);
+        else par_for(k, 4096, make_values, &c);
+        rc = st_writer_append(w, c.out, dtype_bytes(t->dtype, k), e);
     }
-    free(v);
+    free(c.out);
     return rc;
 }
 

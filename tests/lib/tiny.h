@@ -20,6 +20,7 @@ struct tiny {
     bool attention_bias, mlp_bias;
     uint32_t seed;    /* 0: the golden formula; else other weights */
     const char *text; /* "bigram" kind: file whose byte pairs the model knows */
+    bool normal;      /* weights by tiny_normal instead of the golden formula */
     /* how it is written */
     enum dtype dtype;  /* F32, F16, BF16 */
     int shards;        /* 1: model.safetensors; more: so many files and an index */
@@ -36,10 +37,17 @@ struct tiny {
 extern const char *const tiny_kinds[]; /* NULL-ended */
 /* Defaults of a kind; −1 if it is unknown. */
 int tiny_kind(struct tiny *t, const char *kind);
+/* Shapes of published models, with random weights (tiny_shapes.c). −1 if it is unknown. */
+extern const char *const tiny_shapes[]; /* NULL-ended */
+int tiny_shape(struct tiny *t, const char *name);
 /* Writes the folder (made if missing, files replaced). */
 int tiny_write(const struct tiny *t, const char *dir, struct err *e);
 
 /* n values of tensor `name` by the golden formula (bf16-rounded), from row-major index i0 on. */
 void tiny_formula(const char *name, uint32_t seed, int64_t i0, int64_t n, float *out);
+/* n values of tensor `name` from row-major index i0 on, near normal (sums of four uniforms) with the deviation that
+ * transformers initializes weights with, .02, biases .1, norms 1 ± .1. Each value depends on its index alone, so
+ * threads may share a tensor. Weights are as float arithmetic makes them, of the same bits everywhere. */
+void tiny_normal(const char *name, uint32_t seed, int64_t i0, int64_t n, float *out);
 
 #endif

@@ -1,5 +1,6 @@
-/* mkmodel KIND DIR [options]: writes a tiny model's folder. */
+/* mkmodel KIND DIR [options]: writes a tiny model's folder, or one of a published shape with random weights. */
 #include "base/args.h"
+#include "base/file.h"
 #include "base/msg.h"
 #include "tiny.h"
 
@@ -32,16 +33,20 @@ int main(int argc, char **argv)
         {"nan", 0, OPT_STR, &nan, "NAME", "put a NaN into this tensor", NULL, 0, 0},
         {0},
     };
-    struct tool tool = {.name = "mkmodel", .summary = "tiny models for tests", .usage = "KIND DIR [options]",
+    struct tool tool = {.name = "mkmodel", .summary = "tiny models for tests, and random ones of published shapes", .usage = "KIND DIR [options]",
                         .details = "Kinds: llama-tied llama-untied-rope3 llama-headdim32 qwen2-tied qwen2-untied mistral "
-                                   "qwen3 llama-bias bigram\n",
+                                   "qwen3 llama-bias bigram\n"
+                                   "Shapes (random weights of --seed; DIR appears when it is whole): smollm2-135m "
+                                   "smollm2-360m\nqwen2.5-0.5b llama-3.2-1b qwen2.5-1.5b smollm2-1.7b llama-3.2-3b "
+                                   "qwen2.5-3b\n",
                         .compute_dflt = "f32", .opts = opts};
     int n;
     char **arg = args_parse(&tool, argc, argv, &n);
     struct tiny t;
     struct err e;
     if (n != 2) die_usage("KIND and DIR were expected");
-    if (tiny_kind(&t, arg[0])) die_usage("unknown kind %s", arg[0]);
+    bool shape = !tiny_shape(&t, arg[0]);
+    if (!shape && tiny_kind(&t, arg[0])) die_usage("unknown kind %s", arg[0]);
     if (layers) t.layers = layers;
     if (hidden) t.hidden = hidden, t.ff = hidden * 5 / 2;
     if (ff) t.ff = ff;
@@ -62,6 +67,11 @@ int main(int argc, char **argv)
     t.shards = (int)shards;
     t.old_config = old, t.no_tokenizer = bare;
     t.drop = drop, t.extra = extra, t.nan = nan;
-    if (tiny_write(&t, arg[1], &e)) die("%s", e.msg);
+    struct dir_out out;
+    if (!shape) {
+        if (tiny_write(&t, arg[1], &e)) die("%s", e.msg);
+    } else if (dir_out_open(&out, arg[1], &e) || tiny_write(&t, out.tmp, &e) || dir_out_close(&out, &e)) {
+        die("%s", e.msg);
+    }
     return 0;
 }
