@@ -171,7 +171,7 @@ int main(int argc, char **argv)
         else bench_run_free(&run);
     }
     progress_end(&p);
-    int64_t peak = mem_peak_rss(), scratch = (int64_t)s.bytes + 4 * m.cfg.vocab_size; /* and one row of logits */
+    int64_t peak = mem_peak_rss(), scratch = (int64_t)s.bytes;
     const char *what;
     double bw = bench_read_bandwidth(&m, &c, &what), bytes = bench_decode_bytes(&m, &kv, depths.v[0], o.n_prompt, gen);
 

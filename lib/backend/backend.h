@@ -9,6 +9,7 @@
 
 #include "base/err.h"
 #include "quantize/qweight.h"
+#include "views/config.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -67,6 +68,38 @@ struct matmul {
     const float *bias; /* (w->n_out) or NULL */
 };
 
+struct rope_attention {
+    float *q, *k;                /* (rows, n_heads·head_dim), (rows, n_kv_heads·head_dim) */
+    const float *v;              /* as k */
+    const float *q_norm, *k_norm; /* (head_dim) or NULL */
+    double eps;
+    const float *inv_freq; /* (head_dim/2), host */
+};
+
+/* A decode step as the backend may record it: body(ctx) calls the ops of one forward pass of one row, embed of `token`
+ * first, score of one row last, and moves kv->n. The same key promises the same calls with the same pointers; a backend
+ * that frees memory forgets what it has recorded. */
+struct step {
+    struct kv_cache *kv;
+    int32_t token; /* the newest id: goes in at position kv->n */
+    void (*body)(void *ctx);
+    void *ctx;
+    uint64_t key;
+};
+
+struct device {
+    char name[128], driver[64]; /* "" where unknown */
+    int64_t memory_bytes, free_bytes;
+    int64_t context_bytes; /* taken by the device's runtime before anything of ours */
+    int64_t peak_bytes;    /* most that was in use for this process, runtime included */
+};
+
+/* NAN: the device does not tell. */
+struct sensors {
+    double sm_mhz, memory_mhz, temperature_c, power_w;
+    double energy_j; /* since some time in the past: differences count */
+};
+
 struct backend_ops {
     const char *name;
     void (*close)(struct backend *be);
@@ -107,6 +140,39 @@ struct backend_ops {
     void (*diverge)(struct backend *be, struct divergence *out, const float *logits_ref, const float *logits,
                     const int32_t *targets, int64_t n_tok, int64_t n_vocab);
     void (*sync)(struct backend *be);
+
+    /* Optional from here on: NULL where a backend has none.
+     *
+     * Several ops at once. Each gives what the ops it stands for give one after the other, to rounding; the forward pass
+     * calls them where nobody looks at what lies between. Jobs as in matmul. */
+    /* y_i = rmsnorm(x; norm, eps) · W_iᵀ + bias_i; no y is x */
+    void (*norm_matmul)(struct backend *be, const struct matmul *jobs, int n, const float *x, const float *norm,
+                        double eps, int64_t n_tok);
+    /* y (n_tok, w->n_out) += in · Wᵀ + bias */
+    void (*matmul_add)(struct backend *be, float *y, const struct weight *w, const float *bias, const float *in,
+                       int64_t n_tok);
+    /* y = silu(g)·u with g, u = rmsnorm(x; norm, eps) · W_iᵀ + bias_i for jobs {gate, up}; the jobs' y are scratch of
+     * their shape, y may be the first */
+    void (*gate_up)(struct backend *be, float *y, const struct matmul jobs[2], const float *x, const float *norm,
+                    double eps, int64_t n_tok);
+    /* rmsnorm of q's and k's heads (norms NULL: none), rope, kv_append, attention; q and k are changed */
+    void (*rope_attention)(struct backend *be, float *out, const struct rope_attention *a, const struct span *spans,
+                           int n_spans, int64_t layer, int64_t n_heads);
+
+    /* One greedy step of one sequence, recorded once and replayed: returns the argmax of its logits and moves kv->n. */
+    int32_t (*step)(struct backend *be, const struct step *s);
+
+    /* What a device apart from the host can say of itself. */
+    void (*describe)(struct backend *be, struct device *d);
+    void (*sense)(struct backend *be, struct sensors *s);
+    /* Bytes per second of a device's own copies (read and written both counted), measured now. */
+    double (*copy_bandwidth)(struct backend *be);
+    /* Seconds the device spent on the ops called between the two, by its own clock. */
+    void (*time_begin)(struct backend *be);
+    double (*time_end)(struct backend *be);
+    /* Memory before anything is loaded: of one weight; of the backend's own buffers for passes of up to `rows` rows. */
+    size_t (*weight_bytes)(struct backend *be, const struct qweight *src);
+    size_t (*workspace_bytes)(struct backend *be, const struct config *c, int64_t rows);
 };
 
 struct backend {

@@ -23,20 +23,31 @@ static struct kernel_row *row_of(struct kernel_timer *t, const char *op, const c
     return r;
 }
 
-/* A device may run behind the host: an op has ended when sync returns. */
+/* A device may run behind the host: it measures by its own clock, or an op has ended when sync returns. */
 static double begin(struct kernel_timer *t)
 {
-    t->inner->ops->sync(t->inner);
+    const struct backend_ops *ops = t->inner->ops;
+    if (ops->time_begin) {
+        ops->time_begin(t->inner);
+        return 0;
+    }
+    ops->sync(t->inner);
     return clock_s();
 }
 
 static void end(struct kernel_timer *t, double t0, const char *op, const char *format, double bytes, double ops)
 {
-    t->inner->ops->sync(t->inner);
-    double t1 = clock_s();
+    const struct backend_ops *of = t->inner->ops;
+    double seconds;
+    if (of->time_end) {
+        seconds = of->time_end(t->inner);
+    } else {
+        of->sync(t->inner);
+        seconds = clock_s() - t0;
+    }
     struct kernel_row *r = row_of(t, op, format);
     r->calls++;
-    r->seconds += t1 - t0;
+    r->seconds += seconds;
     r->bytes += bytes;
     r->ops += ops;
 }
@@ -97,20 +108,54 @@ static void formats_of(char *buf, size_t size, const struct matmul *jobs, int n)
     }
 }
 
+/* extra bytes and operations beside those of the products; outputs: bytes of y counted or not */
+static void end_matmul(struct kernel_timer *t, double t0, const char *op, const struct matmul *jobs, int n,
+                       int64_t n_tok, bool outputs, double bytes, double ops)
+{
+    bytes += 4.0 * (double)n_tok * (double)jobs[0].w->n_in;
+    for (int i = 0; i < n; i++) {
+        const struct weight *w = jobs[i].w;
+        bytes += (double)w->read_bytes + (outputs ? 4.0 * (double)n_tok * (double)w->n_out : 0);
+        ops += 2.0 * (double)n_tok * (double)w->n_in * (double)w->n_out;
+    }
+    char format[sizeof((struct kernel_row *)0)->format];
+    formats_of(format, sizeof format, jobs, n);
+    end(t, t0, op, format, bytes, ops);
+}
+
 static void t_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok)
 {
     struct kernel_timer *t = timer_of(be);
     double t0 = begin(t);
     t->inner->ops->matmul(t->inner, jobs, n, x, n_tok);
-    double bytes = 4.0 * (double)n_tok * (double)jobs[0].w->n_in, ops = 0;
-    for (int i = 0; i < n; i++) {
-        const struct weight *w = jobs[i].w;
-        bytes += (double)w->read_bytes + 4.0 * (double)n_tok * (double)w->n_out;
-        ops += 2.0 * (double)n_tok * (double)w->n_in * (double)w->n_out;
-    }
-    char format[sizeof((struct kernel_row *)0)->format];
-    formats_of(format, sizeof format, jobs, n);
-    end(t, t0, "matmul", format, bytes, ops);
+    end_matmul(t, t0, "matmul", jobs, n, n_tok, true, 0, 0);
+}
+
+static void t_norm_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, const float *norm,
+                          double eps, int64_t n_tok)
+{
+    struct kernel_timer *t = timer_of(be);
+    double t0 = begin(t), width = (double)jobs[0].w->n_in;
+    t->inner->ops->norm_matmul(t->inner, jobs, n, x, norm, eps, n_tok);
+    end_matmul(t, t0, "norm_matmul", jobs, n, n_tok, true, 4.0 * width, 4.0 * (double)n_tok * width);
+}
+
+static void t_matmul_add(struct backend *be, float *y, const struct weight *w, const float *bias, const float *in,
+                         int64_t n_tok)
+{
+    struct kernel_timer *t = timer_of(be);
+    double t0 = begin(t), all = (double)n_tok * (double)w->n_out;
+    t->inner->ops->matmul_add(t->inner, y, w, bias, in, n_tok);
+    end_matmul(t, t0, "matmul_add", &(struct matmul){y, w, bias}, 1, n_tok, true, 4.0 * all, all);
+}
+
+static void t_gate_up(struct backend *be, float *y, const struct matmul jobs[2], const float *x, const float *norm,
+                      double eps, int64_t n_tok)
+{
+    struct kernel_timer *t = timer_of(be);
+    double t0 = begin(t), width = (double)jobs[0].w->n_in, all = (double)n_tok * (double)jobs[0].w->n_out;
+    t->inner->ops->gate_up(t->inner, y, jobs, x, norm, eps, n_tok);
+    end_matmul(t, t0, "gate_up", jobs, 2, n_tok, false, 4.0 * width + 4.0 * all, 4.0 * (double)n_tok * width + 5.0 * all);
 }
 
 static void t_embed(struct backend *be, float *x, const struct weight *table, const int32_t *tokens, int64_t n_tok)
@@ -155,21 +200,39 @@ static void t_kv_append(struct backend *be, const struct span *spans, int n_span
     end(t, t0, "kv_append", "", all * (4.0 + (double)dtype_bytes(kv->dtype, 1)), 0);
 }
 
+static void attention_work(const struct span *spans, int n_spans, int64_t n_heads, double *bytes, double *ops)
+{
+    for (int i = 0; i < n_spans; i++) {
+        const struct kv_cache *kv = spans[i].kv;
+        double n_new = (double)spans[i].n_new, context = (double)kv->n + n_new;
+        double width = (double)(n_heads * kv->head_dim), pairs = n_new * ((double)kv->n + (n_new + 1) / 2);
+        *bytes += 2.0 * context * (double)(kv->n_kv_heads * kv->head_dim) * (double)dtype_bytes(kv->dtype, 1);
+        *bytes += 8.0 * n_new * width;
+        *ops += 4.0 * pairs * width + 3.0 * pairs * (double)n_heads; /* scores and values; softmax */
+    }
+}
+
 static void t_attention(struct backend *be, float *out, const float *q, const struct span *spans, int n_spans,
                         int64_t layer, int64_t n_heads)
 {
     struct kernel_timer *t = timer_of(be);
     double t0 = begin(t), bytes = 0, ops = 0;
     t->inner->ops->attention(t->inner, out, q, spans, n_spans, layer, n_heads);
-    for (int i = 0; i < n_spans; i++) {
-        const struct kv_cache *kv = spans[i].kv;
-        double n_new = (double)spans[i].n_new, context = (double)kv->n + n_new;
-        double width = (double)(n_heads * kv->head_dim), pairs = n_new * ((double)kv->n + (n_new + 1) / 2);
-        bytes += 2.0 * context * (double)(kv->n_kv_heads * kv->head_dim) * (double)dtype_bytes(kv->dtype, 1);
-        bytes += 8.0 * n_new * width;
-        ops += 4.0 * pairs * width + 3.0 * pairs * (double)n_heads; /* scores and values; softmax */
-    }
+    attention_work(spans, n_spans, n_heads, &bytes, &ops);
     end(t, t0, "attention", "", bytes, ops);
+}
+
+static void t_rope_attention(struct backend *be, float *out, const struct rope_attention *a, const struct span *spans,
+                             int n_spans, int64_t layer, int64_t n_heads)
+{
+    struct kernel_timer *t = timer_of(be);
+    const struct kv_cache *kv = spans[0].kv;
+    double t0 = begin(t), rows = rows_of(spans, n_spans), bytes = 0, ops = 0;
+    double rotated = rows * (double)((n_heads + kv->n_kv_heads) * kv->head_dim);
+    t->inner->ops->rope_attention(t->inner, out, a, spans, n_spans, layer, n_heads);
+    attention_work(spans, n_spans, n_heads, &bytes, &ops);
+    bytes += 8.0 * rows * (double)(kv->n_kv_heads * kv->head_dim); /* k and v come from the products */
+    end(t, t0, "rope_attention", "", bytes, ops + (a->q_norm ? 7.0 : 3.0) * rotated);
 }
 
 static void t_swiglu(struct backend *be, float *y, const float *gate, const float *up, int64_t n)
@@ -226,13 +289,22 @@ static const struct backend_ops timer_ops = {
     .score = t_score,
     .diverge = t_diverge,
     .sync = t_sync,
+    .norm_matmul = t_norm_matmul,
+    .matmul_add = t_matmul_add,
+    .gate_up = t_gate_up,
+    .rope_attention = t_rope_attention,
 };
 
 void kernel_timer_open(struct kernel_timer *t, struct backend *inner)
 {
     memset(t, 0, sizeof *t);
     t->inner = inner;
-    t->be = (struct backend){.ops = &timer_ops, .compute = inner->compute, .ctx = t};
+    t->ops = timer_ops; /* steps are not recorded: every op is called */
+    if (!inner->ops->norm_matmul) t->ops.norm_matmul = NULL;
+    if (!inner->ops->matmul_add) t->ops.matmul_add = NULL;
+    if (!inner->ops->gate_up) t->ops.gate_up = NULL;
+    if (!inner->ops->rope_attention) t->ops.rope_attention = NULL;
+    t->be = (struct backend){.ops = &t->ops, .compute = inner->compute, .ctx = t};
 }
 
 void kernel_timer_phase(struct kernel_timer *t, const char *phase)

@@ -16,6 +16,7 @@ struct kernel_row {
 
 struct kernel_timer {
     struct backend be;     /* give this one to the model */
+    struct backend_ops ops; /* what inner has */
     struct backend *inner;
     struct kernel_row *rows;
     size_t n;

@@ -41,6 +41,7 @@ int64_t kv_bytes(const struct model *m, int64_t capacity);
 struct scratch {
     int64_t max_tok;
     float *x, *h, *q, *k, *v, *att, *gate, *up; /* (max_tok, …) on the device */
+    float *logits;                              /* one row */
     size_t bytes;
 };
 int scratch_alloc(struct scratch *s, const struct model *m, int64_t max_tok, struct err *e);

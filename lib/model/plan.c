@@ -11,11 +11,11 @@ int64_t plan_kv_bytes(const struct config *c, enum compute compute, int64_t capa
     return 2 * c->n_layers * capacity * c->n_kv_heads * c->head_dim * (int64_t)dtype_bytes(plan_kv_dtype(compute), 1);
 }
 
-/* x, h; q, attention's output; k, v; gate, up */
+/* x, h; q, attention's output; k, v; gate, up; logits */
 int64_t plan_scratch_bytes(const struct config *c, int64_t rows)
 {
     int64_t wide = c->hidden_size + c->n_heads * c->head_dim + c->n_kv_heads * c->head_dim + c->intermediate_size;
-    return 2 * wide * rows * (int64_t)sizeof(float);
+    return (2 * wide * rows + c->vocab_size) * (int64_t)sizeof(float);
 }
 
 int plan_each_weight(const struct checkpoint *c, int (*fn)(void *ctx, const char *name, const struct qweight *w,
@@ -78,7 +78,7 @@ int memory_plan(struct memory_plan *p, const struct checkpoint *c, enum compute 
     if (plan_each_weight(c, add_weight, &p->weights_bytes, e)) return -1;
     p->weights_bytes += n_vector_params(&c->config) * (int64_t)sizeof(float);
     p->kv_bytes = plan_kv_bytes(&c->config, compute, ctx);
-    p->scratch_bytes = plan_scratch_bytes(&c->config, batch) + c->config.vocab_size * (int64_t)sizeof(float);
+    p->scratch_bytes = plan_scratch_bytes(&c->config, batch);
     p->predicted_bytes = p->weights_bytes + p->kv_bytes + p->scratch_bytes;
     return 0;
 }

@@ -19,7 +19,7 @@ int memory_plan(struct memory_plan *p, const struct checkpoint *c, enum compute 
 enum dtype plan_kv_dtype(enum compute compute); /* f32 in the exact path, else f16 */
 int64_t plan_kv_capacity(int64_t n_tok);     /* rounded up to what backends want */
 int64_t plan_kv_bytes(const struct config *c, enum compute compute, int64_t capacity);
-int64_t plan_scratch_bytes(const struct config *c, int64_t rows); /* without logits */
+int64_t plan_scratch_bytes(const struct config *c, int64_t rows); /* with one row of logits */
 /* Weights and what decoding reads of them are counted over these: every linear of the decoder, the embedding, and the
  * head unless it is the embedding. fn returns 0 or −1 (stop). */
 int plan_each_weight(const struct checkpoint *c, int (*fn)(void *ctx, const char *name, const struct qweight *w,

@@ -30,7 +30,7 @@ static void one(const char *kind)
     assert_int_equal(p.weights_bytes, m.weights_bytes);
     assert_int_equal(p.kv_bytes, kv.bytes);
     assert_int_equal(plan_scratch_bytes(&c.config, 33), s.bytes);
-    assert_int_equal(p.scratch_bytes, (int64_t)s.bytes + 4 * c.config.vocab_size);
+    assert_int_equal(p.scratch_bytes, s.bytes);
     assert_int_equal(p.predicted_bytes, p.weights_bytes + p.kv_bytes + p.scratch_bytes);
     assert_int_equal(plan_n_params(&c.config, c.tied), checkpoint_bytes(&c) / 2);
     assert_int_equal(plan_kv_bytes(&c.config, COMPUTE_INT8, 100) * 2, p.kv_bytes);
