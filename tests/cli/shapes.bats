@@ -1,5 +1,6 @@
 #!/usr/bin/env bats
-# mkmodel's published shapes: random models for measurements, in the small.
+# mkmodel's published shapes, random models for measurements, in the small; and mkgguf, which writes the same for other
+# programs.
 
 tool=mkmodel
 load common
@@ -50,4 +51,29 @@ setup() {
     [ "$(ls "$d")" = notes ]
     run -2 --separate-stderr "$B/tests/mkmodel" qwen2.5-4b "$d.x"
     [[ "$stderr" == *"unknown kind qwen2.5-4b"* ]]
+}
+
+# What qload makes of a GGUF is tested against llama.cpp's own files elsewhere; this is the way back.
+@test "mkgguf: a folder as GGUF and back is the same folder" {
+    for kind in llama-tied llama-untied-rope3 llama-headdim32 qwen2-tied qwen2-untied llama-bias; do
+        "$B/tests/mkmodel" -q "$kind" "$d.$kind"
+        "$B/tests/mkgguf" -q "$d.$kind" "$d.gguf" --dtype bf16
+        "$B/bin/qload" -q "$d.gguf" -o "$d.back" >"$r"
+        "$B/bin/qload" -q "$d.$kind" -o "$d.there" >"$r" # its tensors in the same order
+        cmp "$d.there/model.safetensors" "$d.back/model.safetensors"
+        "$B/bin/qload" -q "$d.$kind" --encode data/sample.txt >"$r.1"
+        "$B/bin/qload" -q "$d.gguf" --encode data/sample.txt >"$r.2"
+        cmp <(jq '.results | .token_ids, .rope, .head_dim' "$r.1") <(jq '.results | .token_ids, .rope, .head_dim' "$r.2")
+    done
+}
+
+@test "mkgguf: what it does not write is refused and leaves nothing" {
+    "$B/tests/mkmodel" -q qwen3 "$d"
+    run -1 --separate-stderr "$B/tests/mkgguf" -q "$d" "$d.gguf"
+    [[ "$stderr" == *"Qwen3 is not written"* ]]
+    run -1 --separate-stderr "$B/tests/mkgguf" -q "$d/none" "$d.gguf"
+    "$B/tests/mkmodel" -q llama-tied "$d" --no-tokenizer
+    rm -f "$d/tokenizer.json"
+    run -1 --separate-stderr "$B/tests/mkgguf" -q "$d" "$d.gguf"
+    [ ! -e "$d.gguf" ]
 }

@@ -16,6 +16,8 @@ struct buf {
 struct gguf_writer {
     struct buf kv, info, data;
     uint64_t n_kv, n_tensors;
+    size_t at;     /* where the next tensor's data begins */
+    size_t *sizes; /* of the tensors */
 };
 
 static void put(struct buf *b, const void *p, size_t n)
@@ -91,14 +93,19 @@ void gguf_put_i32s(struct gguf_writer *w, const char *k, const int32_t *v, size_
     put(&w->kv, v, 4 * n);
 }
 
-static void tensor_info(struct gguf_writer *w, const char *name, enum dtype dtype, int n_dims, const int64_t *shape)
+void gguf_declare_tensor(struct gguf_writer *w, const char *name, enum dtype dtype, int n_dims, const int64_t *shape)
 {
+    int64_t n = 1;
+    for (int d = 0; d < n_dims; d++) n *= shape[d];
+    size_t bytes = dtype_bytes(dtype, n);
     put_str(&w->info, name);
     put_u32(&w->info, (uint32_t)n_dims);
     for (int d = n_dims - 1; d >= 0; d--) put_u64(&w->info, (uint64_t)shape[d]);
     put_u32(&w->info, (uint32_t)dtype_traits(dtype)->ggml_type);
-    put_u64(&w->info, w->data.n);
-    w->n_tensors++;
+    put_u64(&w->info, w->at);
+    w->sizes = mem_grow(w->sizes, w->n_tensors + 1, sizeof *w->sizes);
+    w->sizes[w->n_tensors++] = bytes;
+    w->at += (bytes + ALIGN - 1) / ALIGN * ALIGN;
 }
 
 void gguf_put_tensor(struct gguf_writer *w, const char *name, enum dtype dtype, int n_dims, const int64_t *shape,
@@ -106,7 +113,7 @@ void gguf_put_tensor(struct gguf_writer *w, const char *name, enum dtype dtype, 
 {
     int64_t n = 1;
     for (int d = 0; d < n_dims; d++) n *= shape[d];
-    tensor_info(w, name, dtype, n_dims, shape);
+    gguf_declare_tensor(w, name, dtype, n_dims, shape);
     put(&w->data, data, dtype_bytes(dtype, n));
     pad(&w->data);
 }
@@ -116,7 +123,7 @@ void gguf_put_permuted(struct gguf_writer *w, const char *name, const struct ten
     /* llama.cpp's convert script: weights.reshape(heads, 2, hd/2, cols).swapaxes(1, 2) */
     int64_t n = hf->shape[0], hd = n / heads;
     size_t row = hf->n_bytes / (size_t)n;
-    tensor_info(w, name, hf->dtype, hf->n_dims, hf->shape);
+    gguf_declare_tensor(w, name, hf->dtype, hf->n_dims, hf->shape);
     for (int64_t h = 0; h < heads; h++)
         for (int64_t j = 0; j < hd / 2; j++)
             for (int64_t t = 0; t < 2; t++)
@@ -124,21 +131,32 @@ void gguf_put_permuted(struct gguf_writer *w, const char *name, const struct ten
     pad(&w->data);
 }
 
-uint8_t *gguf_writer_bytes(struct gguf_writer *w, size_t *n)
+static void head(const struct gguf_writer *w, struct buf *b)
 {
-    struct buf b = {0};
-    put(&b, "GGUF", 4);
-    put_u32(&b, 3);
-    put_u64(&b, w->n_tensors);
-    put_u64(&b, w->n_kv);
-    put(&b, w->kv.p, w->kv.n);
-    put(&b, w->info.p, w->info.n);
-    pad(&b);
-    put(&b, w->data.p, w->data.n);
+    put(b, "GGUF", 4);
+    put_u32(b, 3);
+    put_u64(b, w->n_tensors);
+    put_u64(b, w->n_kv);
+    put(b, w->kv.p, w->kv.n);
+    put(b, w->info.p, w->info.n);
+    pad(b);
+}
+
+static void writer_free(struct gguf_writer *w)
+{
     free(w->kv.p);
     free(w->info.p);
     free(w->data.p);
+    free(w->sizes);
     free(w);
+}
+
+uint8_t *gguf_writer_bytes(struct gguf_writer *w, size_t *n)
+{
+    struct buf b = {0};
+    head(w, &b);
+    put(&b, w->data.p, w->data.n);
+    writer_free(w);
     *n = b.n;
     return b.p;
 }
@@ -150,4 +168,48 @@ int gguf_writer_save(struct gguf_writer *w, const char *path, struct err *e)
     int rc = file_write(path, p, n, e);
     free(p);
     return rc;
+}
+
+int gguf_stream_open(struct gguf_stream *s, struct gguf_writer *w, const char *path, struct err *e)
+{
+    struct buf b = {0};
+    head(w, &b);
+    *s = (struct gguf_stream){.sizes = w->sizes, .n = w->n_tensors};
+    w->sizes = NULL;
+    writer_free(w);
+    int rc = file_out_open(&s->out, path, e);
+    if (rc == 0 && (rc = file_out_write(&s->out, b.p, b.n, e))) file_out_abort(&s->out);
+    if (rc) free(s->sizes);
+    free(b.p);
+    return rc;
+}
+
+int gguf_stream_append(struct gguf_stream *s, const void *p, size_t n, struct err *e)
+{
+    static const uint8_t zero[ALIGN];
+    if (s->at == s->n || n > s->sizes[s->at] - s->done)
+        return err_set(e, "%s: more bytes than were declared", s->out.path);
+    if (file_out_write(&s->out, p, n, e)) return -1;
+    s->done += n;
+    if (s->done < s->sizes[s->at]) return 0;
+    size_t rest = (ALIGN - s->done % ALIGN) % ALIGN;
+    s->at++, s->done = 0;
+    return file_out_write(&s->out, zero, rest, e);
+}
+
+int gguf_stream_close(struct gguf_stream *s, struct err *e)
+{
+    if (s->at < s->n) {
+        err_set(e, "%s: bytes are missing", s->out.path);
+        gguf_stream_abort(s);
+        return -1;
+    }
+    free(s->sizes);
+    return file_out_close(&s->out, e);
+}
+
+void gguf_stream_abort(struct gguf_stream *s)
+{
+    free(s->sizes);
+    file_out_abort(&s->out);
 }

@@ -1,9 +1,10 @@
-/* Writes GGUF v3 files for tests and for benches beside other programs. Everything is put together in memory; running
- * out of it ends the process. */
+/* Writes GGUF v3 files for tests and for benches beside other programs. Metadata is put together in memory (running out
+ * of it ends the process); so is the data of small files, while that of large ones is streamed. */
 #ifndef TESTS_GGUF_WRITER_H
 #define TESTS_GGUF_WRITER_H
 
 #include "base/err.h"
+#include "base/file.h"
 #include "views/tensor.h"
 
 struct gguf_writer;
@@ -29,5 +30,19 @@ void gguf_put_permuted(struct gguf_writer *w, const char *name, const struct ten
 uint8_t *gguf_writer_bytes(struct gguf_writer *w, size_t *n);
 /* Into a file; ends the writer. */
 int gguf_writer_save(struct gguf_writer *w, const char *path, struct err *e);
+
+/* The streamed way: declare all tensors, open, append the bytes of each in the order of declaration (in pieces of any
+ * size), close. */
+void gguf_declare_tensor(struct gguf_writer *w, const char *name, enum dtype dtype, int n_dims, const int64_t *shape);
+struct gguf_stream {
+    struct file_out out;
+    size_t *sizes; /* bytes of each tensor */
+    size_t n, at, done; /* tensors; the one being written, and its bytes so far */
+};
+/* Writes what stands before the data; ends the writer. */
+int gguf_stream_open(struct gguf_stream *s, struct gguf_writer *w, const char *path, struct err *e);
+int gguf_stream_append(struct gguf_stream *s, const void *p, size_t n, struct err *e);
+int gguf_stream_close(struct gguf_stream *s, struct err *e); /* fails if bytes are missing */
+void gguf_stream_abort(struct gguf_stream *s);
 
 #endif
