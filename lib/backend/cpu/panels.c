@@ -6,8 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-/* 16 floats as integers of 8 bits times one factor, least squared error over the integers' range: book ≈ factor·q. */
-static float book_table(const float *book, uint8_t table[16])
+float panels_book_table(const float *book, uint8_t table[16])
 {
     double best = INFINITY;
     float factor = 0;
@@ -44,7 +43,7 @@ bool panels_plan(struct panels *p, const struct qweight *w)
     } else if (w->fmt.kind == CODE_BOOK && n_in % ACT_GROUP == 0 && g % ACT_GROUP == 0) {
         p->kind = PANEL_4T;
         p->scale_dtype = DT_F32;
-        p->factor = book_table(w->book, p->table);
+        p->factor = panels_book_table(w->book, p->table);
         if (n_in % g) g = ACT_GROUP; /* blocks cross rows: a scale for every activation group */
     } else {
         return false;

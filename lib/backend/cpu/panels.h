@@ -43,6 +43,9 @@ struct panels {
 static inline int panel_bias(const struct panels *p) { return p->kind != PANEL_4 ? 128 : p->zeros ? 16 : 8; }
 static inline size_t act_lines(const struct panels *p) { return p->kind == PANEL_8 ? 512 : 256; } /* bytes */
 
+/* 16 floats as integers of 8 bits times one factor, with least squared error over the integers' range: book[i] is about
+ * factor · (table[i] − 128). Returns the factor. */
+float panels_book_table(const float *book, uint8_t table[16]);
 /* Fills in everything but data; false if the format has no such form (it is then computed in f32): floats, the strided
  * one, groups that are no multiple of ACT_GROUP, int8 with zero points, odd widths of flat blocks. */
 bool panels_plan(struct panels *p, const struct qweight *w);
