@@ -49,6 +49,8 @@ static void cpu_close(struct backend *be)
     for (int i = 0; i < c->n_buf; i++) free(c->buf[i].p);
     free(c->buf);
     free(c->shared.p);
+    free(c->normed.p);
+    free(c->sums.p);
     rope_table_free(c->rope);
     free(c);
 }
@@ -152,6 +154,9 @@ static const struct backend_ops cpu_ops = {
     .score = cpu_score,
     .diverge = cpu_diverge,
     .sync = cpu_sync,
+    .norm_matmul = cpu_norm_matmul,
+    .matmul_add = cpu_matmul_add,
+    .gate_up = cpu_gate_up,
 };
 
 int cpu_open(struct backend *be, enum compute compute, enum isa isa, struct err *e)

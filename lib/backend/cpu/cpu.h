@@ -37,6 +37,7 @@ struct cpu_ctx {
     struct thread_buf *buf; /* n_buf, at least par_threads() while an op runs */
     int n_buf;
     struct thread_buf shared; /* scratch of the op that runs */
+    struct thread_buf normed, sums; /* fused ops: normed rows; products before they are added */
     struct rope_table *rope;
     struct arena arena; /* panels */
 };
@@ -55,9 +56,34 @@ static inline const void *weight_row(const struct cpu_weight *w, int64_t r)
     return w->rows + (size_t)(r * w->q.n_in) * (w->elem == ELEM_F32 ? 4 : 2);
 }
 
+/* A matmul with what is fused to it. Jobs share x (n_tok, n_in), whose rows are normed first if norm is set. */
+enum then {
+    THEN_NOTHING,
+    THEN_ADD,   /* one job: y += jobs[0].y */
+    THEN_SWIGLU /* two jobs of one n_out: y = silu(jobs[0].y)·jobs[1].y */
+};
+struct mm {
+    struct cpu_ctx *c;
+    const struct matmul *jobs; /* where results go, or scratch */
+    int n_jobs;
+    const float *x;
+    int64_t n_in, n_tok;
+    const float *norm;
+    double eps;
+    enum then then;
+    float *y; /* (n_tok, n_out) */
+};
+/* What follows for rows r0 … r1−1 of tokens t0 … t1−1, whose products are there. */
+void mm_then(const struct mm *m, int64_t r0, int64_t r1, int64_t t0, int64_t t1);
+/* Jobs whose weights are panels; all of it. */
+void mm_int8(const struct mm *m);
+
 void cpu_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok);
-/* Jobs whose weights are panels. */
-void cpu_matmul_int8(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok);
+void cpu_norm_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, const float *norm, double eps,
+                     int64_t n_tok);
+void cpu_matmul_add(struct backend *be, float *y, const struct weight *w, const float *bias, const float *in, int64_t n_tok);
+void cpu_gate_up(struct backend *be, float *y, const struct matmul jobs[2], const float *x, const float *norm, double eps,
+                 int64_t n_tok);
 
 void cpu_rmsnorm(struct backend *be, float *y, const float *x, const float *w, int64_t n_rows, int64_t n, double eps);
 void cpu_rope(struct backend *be, float *x, const struct span *spans, int n_spans, int64_t n_heads, int64_t head_dim,

@@ -19,15 +19,24 @@ static int64_t block_columns(int64_t n_in)
     return ((n_in + blocks - 1) / blocks + 63) / 64 * 64;
 }
 
-struct mm {
-    struct cpu_ctx *c;
-    const struct matmul *jobs;
-    int n_jobs;
-    const float *x;
-    int64_t n_tok;
+/* How the work of a struct mm is cut. */
+struct cut {
+    const struct mm *mm;
     int64_t tile;  /* rows of a tile (many tokens) */
     int64_t parts; /* slices of every job (few tokens) */
 };
+
+void mm_then(const struct mm *m, int64_t r0, int64_t r1, int64_t t0, int64_t t1)
+{
+    int64_t n_out = m->jobs[0].w->n_out;
+    if (m->then == THEN_NOTHING) return;
+    for (int64_t at = t0 * n_out + r0; t0 < t1; t0++, at += n_out) {
+        if (m->then == THEN_ADD)
+            m->c->k->add(m->y + at, m->jobs[0].y + at, r1 - r0);
+        else
+            m->c->k->swiglu(m->y + at, m->jobs[0].y + at, m->jobs[1].y + at, r1 - r0);
+    }
+}
 
 /* Rows r0 … r1−1 of one job, all tokens. buf holds them as floats unless the kernels read them where they lie. */
 static void rows(const struct mm *mm, const struct matmul *job, int64_t r0, int64_t r1, float *buf)
@@ -90,73 +99,139 @@ static float *row_buf(const struct mm *mm, const struct cpu_weight *w, int64_t n
 /* Few tokens: item i is slice i of every job, so that a thread reads one contiguous run of each weight. */
 static void slices(void *ctx, int64_t begin, int64_t end, int thread)
 {
-    const struct mm *mm = ctx;
+    const struct cut *cut = ctx;
+    const struct mm *mm = cut->mm;
     int64_t step = mm->c->k->dot_rows;
     for (int64_t i = begin; i < end; i++)
         for (int j = 0; j < mm->n_jobs; j++) {
             const struct cpu_weight *w = mm->jobs[j].w->data;
             int64_t groups = (w->q.n_out + step - 1) / step;
-            int64_t r = groups * i / mm->parts * step, last = groups * (i + 1) / mm->parts * step;
+            int64_t first = groups * i / cut->parts * step, last = groups * (i + 1) / cut->parts * step;
             if (last > w->q.n_out) last = w->q.n_out;
             float *buf = row_buf(mm, w, step, thread);
-            for (; r < last; r += step) rows(mm, &mm->jobs[j], r, r + step < last ? r + step : last, buf);
+            for (int64_t r = first; r < last; r += step) rows(mm, &mm->jobs[j], r, r + step < last ? r + step : last, buf);
+            if (j == mm->n_jobs - 1) mm_then(mm, first, last, 0, mm->n_tok);
         }
 }
 
-/* Many tokens: an item is one tile of one job. */
+/* Many tokens: an item is one tile of one job, or of both where what follows wants both. */
 static void tiles(void *ctx, int64_t begin, int64_t end, int thread)
 {
-    const struct mm *mm = ctx;
+    const struct cut *cut = ctx;
+    const struct mm *mm = cut->mm;
     for (int64_t item = begin; item < end; item++) {
         int64_t i = item;
         int j = 0;
         for (;; j++) {
-            int64_t here = (mm->jobs[j].w->n_out + mm->tile - 1) / mm->tile;
+            int64_t here = (mm->jobs[j].w->n_out + cut->tile - 1) / cut->tile;
             if (i < here) break;
             i -= here;
         }
         const struct cpu_weight *w = mm->jobs[j].w->data;
-        int64_t r0 = i * mm->tile, r1 = r0 + mm->tile < w->q.n_out ? r0 + mm->tile : w->q.n_out;
+        int64_t r0 = i * cut->tile, r1 = r0 + cut->tile < w->q.n_out ? r0 + cut->tile : w->q.n_out;
         rows(mm, &mm->jobs[j], r0, r1, row_buf(mm, w, r1 - r0, thread));
+        if (mm->then == THEN_SWIGLU) rows(mm, &mm->jobs[1], r0, r1, row_buf(mm, mm->jobs[1].w->data, r1 - r0, thread));
+        mm_then(mm, r0, r1, 0, mm->n_tok);
     }
 }
 
-static void matmul_f32(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok)
+struct norm_job {
+    const struct mm *mm;
+    float *to;
+};
+
+static void norm_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
-    struct mm mm = {.c = cpu_begin(be), .jobs = jobs, .n_jobs = n, .x = x, .n_tok = n_tok};
-    int64_t n_in = jobs[0].w->n_in, n_rows = 0, step = mm.c->k->dot_rows;
-    for (int j = 0; j < n; j++) {
-        assert(jobs[j].w->n_in == n_in);
-        n_rows += jobs[j].w->n_out;
-    }
-    if (n_tok <= DOT_TOKENS) {
-        mm.parts = par_threads();
-        if (n_rows * n_in < 32768)
-            slices(&mm, 0, mm.parts, 0);
+    (void)thread;
+    const struct norm_job *j = ctx;
+    const struct mm *m = j->mm;
+    for (int64_t t = begin; t < end; t++)
+        m->c->k->rmsnorm(j->to + t * m->n_in, m->x + t * m->n_in, m->norm, m->n_in, m->eps);
+}
+
+/* x with its rows normed, in a buffer of the context */
+static const float *normed(const struct mm *m)
+{
+    if (!m->norm) return m->x;
+    float *to = buf_get(&m->c->normed, (size_t)(m->n_tok * m->n_in) * sizeof *to);
+    par_if(m->n_tok * m->n_in, m->n_tok, 1, norm_rows, &(struct norm_job){m, to});
+    return to;
+}
+
+static void mm_f32(const struct mm *of)
+{
+    struct mm mm = *of;
+    struct cut cut = {.mm = &mm};
+    mm.x = normed(of);
+    int64_t n_rows = 0, items = 0, step = mm.c->k->dot_rows;
+    for (int j = 0; j < mm.n_jobs; j++) n_rows += mm.jobs[j].w->n_out;
+    if (mm.n_tok <= DOT_TOKENS) {
+        cut.parts = par_threads();
+        if (n_rows * mm.n_in < 32768)
+            slices(&cut, 0, cut.parts, 0);
         else
-            par_for(mm.parts, 1, slices, &mm);
+            par_for(cut.parts, 1, slices, &cut);
         return;
     }
     /* as large as the cache holds, but at least four tiles a thread */
-    mm.tile = TILE_FLOATS / block_columns(n_in);
-    if (mm.tile > n_rows / (4 * par_threads())) mm.tile = n_rows / (4 * par_threads());
-    mm.tile = mm.tile < step ? step : mm.tile / step * step;
-    int64_t items = 0;
-    for (int j = 0; j < n; j++) items += (jobs[j].w->n_out + mm.tile - 1) / mm.tile;
-    par_for_dynamic(items, 1, tiles, &mm);
+    cut.tile = TILE_FLOATS / block_columns(mm.n_in);
+    if (cut.tile > n_rows / (4 * par_threads())) cut.tile = n_rows / (4 * par_threads());
+    cut.tile = cut.tile < step ? step : cut.tile / step * step;
+    for (int j = 0; j < (mm.then == THEN_SWIGLU ? 1 : mm.n_jobs); j++)
+        items += (mm.jobs[j].w->n_out + cut.tile - 1) / cut.tile;
+    par_for_dynamic(items, 1, tiles, &cut);
+}
+
+static void mm_run(const struct mm *m)
+{
+    int n_i8 = 0;
+    if (m->n_tok <= 0 || m->n_jobs <= 0) return;
+    for (int j = 0; j < m->n_jobs; j++) {
+        assert(m->jobs[j].w->n_in == m->n_in);
+        n_i8 += ((const struct cpu_weight *)m->jobs[j].w->data)->path == PATH_PANELS;
+    }
+    if (n_i8 == m->n_jobs) {
+        mm_int8(m);
+    } else if (n_i8 == 0) {
+        mm_f32(m);
+    } else { /* a layer may mix formats */
+        struct mm one = *m;
+        one.x = normed(m);
+        one.norm = NULL;
+        one.n_jobs = 1;
+        one.then = THEN_NOTHING;
+        for (int j = 0; j < m->n_jobs; j++) {
+            one.jobs = &m->jobs[j];
+            mm_run(&one);
+        }
+        mm_then(m, 0, m->jobs[0].w->n_out, 0, m->n_tok);
+    }
 }
 
 void cpu_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok)
 {
-    enum { MANY_JOBS = 8 };
-    for (; n > MANY_JOBS; n -= MANY_JOBS, jobs += MANY_JOBS) cpu_matmul(be, jobs, MANY_JOBS, x, n_tok);
-    if (n_tok <= 0 || n <= 0) return;
-    struct matmul f[MANY_JOBS], i8[MANY_JOBS]; /* a layer may mix formats */
-    int n_f = 0, n_i8 = 0;
-    for (int j = 0; j < n; j++) {
-        const struct cpu_weight *w = jobs[j].w->data;
-        *(w->path == PATH_PANELS ? &i8[n_i8++] : &f[n_f++]) = jobs[j];
-    }
-    if (n_f) matmul_f32(be, f, n_f, x, n_tok);
-    if (n_i8) cpu_matmul_int8(be, i8, n_i8, x, n_tok);
+    if (n > 0) mm_run(&(struct mm){.c = cpu_begin(be), .jobs = jobs, .n_jobs = n, .x = x, .n_in = jobs[0].w->n_in,
+                                   .n_tok = n_tok});
+}
+
+void cpu_norm_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, const float *norm, double eps,
+                     int64_t n_tok)
+{
+    mm_run(&(struct mm){.c = cpu_begin(be), .jobs = jobs, .n_jobs = n, .x = x, .n_in = jobs[0].w->n_in, .n_tok = n_tok,
+                        .norm = norm, .eps = eps});
+}
+
+void cpu_matmul_add(struct backend *be, float *y, const struct weight *w, const float *bias, const float *in, int64_t n_tok)
+{
+    struct cpu_ctx *c = cpu_begin(be);
+    struct matmul job = {buf_get(&c->sums, (size_t)(n_tok * w->n_out) * sizeof(float)), w, bias};
+    mm_run(&(struct mm){.c = c, .jobs = &job, .n_jobs = 1, .x = in, .n_in = w->n_in, .n_tok = n_tok, .then = THEN_ADD, .y = y});
+}
+
+void cpu_gate_up(struct backend *be, float *y, const struct matmul jobs[2], const float *x, const float *norm, double eps,
+                 int64_t n_tok)
+{
+    assert(jobs[0].w->n_out == jobs[1].w->n_out);
+    mm_run(&(struct mm){.c = cpu_begin(be), .jobs = jobs, .n_jobs = 2, .x = x, .n_in = jobs[0].w->n_in, .n_tok = n_tok,
+                        .norm = norm, .eps = eps, .then = THEN_SWIGLU, .y = y});
 }

@@ -11,21 +11,22 @@ enum {
 };
 
 struct mm8 {
-    struct cpu_ctx *c;
-    const struct matmul *jobs;
-    int n_jobs;
+    const struct mm *mm;
     struct acts x;
-    const float *in; /* (n_tok, n_in) */
-    int64_t n_in, parts, slabs, slab;
+    int64_t parts, slabs, slab;
 };
 
 static void quantize_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
-    (void)thread;
     const struct mm8 *m = ctx;
-    for (int64_t t = begin; t < end; t++)
-        m->c->k8->quantize(m->in + t * m->n_in, m->n_in, m->x.q + t * m->x.n_act * ACT_GROUP, m->x.scale + t * m->x.n_act,
-                           m->x.neg + t * m->x.n_act);
+    const struct mm *mm = m->mm;
+    float *row = mm->norm ? buf_get(&mm->c->buf[thread], (size_t)mm->n_in * sizeof *row) : NULL;
+    for (int64_t t = begin; t < end; t++) {
+        const float *x = mm->x + t * mm->n_in;
+        if (row) mm->c->k->rmsnorm(row, x, mm->norm, mm->n_in, mm->eps);
+        mm->c->k8->quantize(row ? row : x, mm->n_in, m->x.q + t * m->x.n_act * ACT_GROUP, m->x.scale + t * m->x.n_act,
+                            m->x.neg + t * m->x.n_act);
+    }
 }
 
 /* A tile of results (n_tok, width) to rows r0 … of the output, with the bias. */
@@ -46,77 +47,98 @@ static void slices(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
     const struct mm8 *m = ctx;
+    const struct mm *mm = m->mm;
     for (int64_t i = begin; i < end; i++)
-        for (int j = 0; j < m->n_jobs; j++) {
-            const struct panels *w = panels_of(&m->jobs[j]);
-            int64_t last = w->n_panels * (i + 1) / m->parts;
-            for (int64_t p = w->n_panels * i / m->parts; p < last; p++) {
+        for (int j = 0; j < mm->n_jobs; j++) {
+            const struct panels *w = panels_of(&mm->jobs[j]);
+            int64_t first = w->n_panels * i / m->parts, last = w->n_panels * (i + 1) / m->parts;
+            for (int64_t p = first; p < last; p++) {
                 _Alignas(64) float y[FEW_AT_ONCE * PANEL_ROWS];
                 for (int64_t t = 0; t < m->x.n_tok; t += FEW_AT_ONCE) {
                     int nt = m->x.n_tok - t < FEW_AT_ONCE ? (int)(m->x.n_tok - t) : FEW_AT_ONCE;
-                    m->c->k8->few(w, p, &m->x, t, nt, y);
-                    store(&m->jobs[j], y, PANEL_ROWS, p * PANEL_ROWS, t, nt);
+                    mm->c->k8->few(w, p, &m->x, t, nt, y);
+                    store(&mm->jobs[j], y, PANEL_ROWS, p * PANEL_ROWS, t, nt);
                 }
             }
+            int64_t end_row = last * PANEL_ROWS < w->n_out ? last * PANEL_ROWS : w->n_out;
+            if (j == mm->n_jobs - 1) mm_then(mm, first * PANEL_ROWS, end_row, 0, mm->n_tok);
         }
 }
 
-/* Many tokens: an item is a block of panels of one job and a slab of tokens. */
+/* Block b of one job for tokens t0 … t1−1. */
+static void block(const struct mm8 *m, const struct matmul *job, int64_t b, int64_t t0, int64_t t1, int thread)
+{
+    struct cpu_ctx *c = m->mm->c;
+    const struct int8_kernels *k = c->k8;
+    const struct panels *w = panels_of(job);
+    size_t codes = (size_t)w->n_act * 8 * (size_t)k->block * 64, scales = (size_t)(w->n_groups * k->block * PANEL_ROWS);
+    int64_t width = k->block * PANEL_ROWS;
+    uint8_t *u = buf_get(&c->buf[thread], codes + (scales + 8 * (size_t)width) * sizeof(float));
+    float *s = (float *)(void *)(u + codes), *y = s + scales;
+    k->unpack(w, b * k->block, u, s);
+    for (int64_t t = t0; t < t1; t += k->tokens) {
+        int n = t1 - t < k->tokens ? (int)(t1 - t) : k->tokens;
+        k->many(w, u, s, &m->x, t, n, y);
+        store(job, y, width, b * width, t, n);
+    }
+}
+
+static int64_t blocks_of(const struct mm8 *m, int j)
+{
+    int64_t n = m->mm->c->k8->block;
+    return (panels_of(&m->mm->jobs[j])->n_panels + n - 1) / n;
+}
+
+/* Many tokens: an item is a block of panels of one job, or of both where what follows wants both, and a slab of tokens. */
 static void blocks(void *ctx, int64_t begin, int64_t end, int thread)
 {
     const struct mm8 *m = ctx;
-    const struct int8_kernels *k = m->c->k8;
+    const struct mm *mm = m->mm;
     for (int64_t item = begin; item < end; item++) {
-        int64_t i = item / m->slabs, t0 = item % m->slabs * m->slab, t1 = t0 + m->slab;
+        int64_t i = item / m->slabs, t0 = item % m->slabs * m->slab;
+        int64_t t1 = t0 + m->slab < m->x.n_tok ? t0 + m->slab : m->x.n_tok;
         int j = 0;
-        for (;; j++) {
-            int64_t here = (panels_of(&m->jobs[j])->n_panels + k->block - 1) / k->block;
-            if (i < here) break;
-            i -= here;
-        }
-        const struct panels *w = panels_of(&m->jobs[j]);
-        size_t codes = (size_t)w->n_act * 8 * (size_t)k->block * 64, scales = (size_t)(w->n_groups * k->block * PANEL_ROWS);
-        int64_t width = k->block * PANEL_ROWS;
-        uint8_t *u = buf_get(&m->c->buf[thread], codes + (scales + 8 * (size_t)width) * sizeof(float));
-        float *s = (float *)(void *)(u + codes), *y = s + scales;
-        if (t1 > m->x.n_tok) t1 = m->x.n_tok;
-        k->unpack(w, i * k->block, u, s);
-        for (int64_t t = t0; t < t1; t += k->tokens) {
-            int n = t1 - t < k->tokens ? (int)(t1 - t) : k->tokens;
-            k->many(w, u, s, &m->x, t, n, y);
-            store(&m->jobs[j], y, width, i * width, t, n);
-        }
+        for (; i >= blocks_of(m, j); j++) i -= blocks_of(m, j);
+        block(m, &mm->jobs[j], i, t0, t1, thread);
+        if (mm->then == THEN_SWIGLU) block(m, &mm->jobs[1], i, t0, t1, thread);
+        int64_t width = mm->c->k8->block * PANEL_ROWS, n_out = mm->jobs[0].w->n_out;
+        mm_then(mm, i * width, (i + 1) * width < n_out ? (i + 1) * width : n_out, t0, t1);
     }
 }
 
-void cpu_matmul_int8(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok)
+void mm_int8(const struct mm *mm)
 {
-    struct mm8 m = {.c = cpu_begin(be), .jobs = jobs, .n_jobs = n, .in = x, .n_in = jobs[0].w->n_in};
+    struct mm8 m = {.mm = mm};
+    const struct int8_kernels *k = mm->c->k8;
+    int64_t n_tok = mm->n_tok;
     m.x.n_tok = n_tok;
-    m.x.n_act = (m.n_in + ACT_GROUP - 1) / ACT_GROUP;
-    size_t groups = (size_t)((n_tok + m.c->k8->tokens) * m.x.n_act); /* `many` reads behind the last token */
-    char *p = buf_get(&m.c->shared, groups * (ACT_GROUP + sizeof(float) + sizeof(int32_t)));
+    m.x.n_act = (mm->n_in + ACT_GROUP - 1) / ACT_GROUP;
+    size_t groups = (size_t)((n_tok + k->tokens) * m.x.n_act); /* `many` reads behind the last token */
+    char *p = buf_get(&mm->c->shared, groups * (ACT_GROUP + sizeof(float) + sizeof(int32_t)));
     m.x.q = (int8_t *)p;
     m.x.scale = (float *)(void *)(p + groups * ACT_GROUP);
     m.x.neg = (int32_t *)(void *)(m.x.scale + groups);
-    size_t first = (size_t)(n_tok * m.x.n_act), more = groups - first;
-    memset(m.x.q + first * ACT_GROUP, 0, more * ACT_GROUP);
-    memset(m.x.scale + first, 0, more * sizeof *m.x.scale);
-    memset(m.x.neg + first, 0, more * sizeof *m.x.neg);
-    par_if(n_tok * m.n_in, n_tok, 1, quantize_rows, &m);
+    bool few = n_tok <= FEW_TOKENS;
+    if (!few) {
+        size_t first = (size_t)(n_tok * m.x.n_act), more = groups - first;
+        memset(m.x.q + first * ACT_GROUP, 0, more * ACT_GROUP);
+        memset(m.x.scale + first, 0, more * sizeof *m.x.scale);
+        memset(m.x.neg + first, 0, more * sizeof *m.x.neg);
+    }
+    par_if(n_tok * mm->n_in, n_tok, 1, quantize_rows, &m);
 
     int64_t rows = 0, items = 0;
-    for (int j = 0; j < n; j++) {
-        rows += jobs[j].w->n_out;
-        items += (panels_of(&jobs[j])->n_panels + m.c->k8->block - 1) / m.c->k8->block;
+    for (int j = 0; j < mm->n_jobs; j++) {
+        rows += mm->jobs[j].w->n_out;
+        if (j == 0 || mm->then != THEN_SWIGLU) items += blocks_of(&m, j);
     }
-    if (n_tok <= FEW_TOKENS) {
+    if (few) {
         m.parts = par_threads();
-        par_if(rows * m.n_in / 4, m.parts, 1, slices, &m);
+        par_if(rows * mm->n_in / 4, m.parts, 1, slices, &m);
     } else {
         m.slabs = (n_tok + TOKEN_SLAB - 1) / TOKEN_SLAB;
         m.slab = (n_tok + m.slabs - 1) / m.slabs;
-        m.slab = (m.slab + m.c->k8->tokens - 1) / m.c->k8->tokens * m.c->k8->tokens;
+        m.slab = (m.slab + k->tokens - 1) / k->tokens * k->tokens;
         par_for_dynamic(items * m.slabs, 1, blocks, &m);
     }
 }
