@@ -57,7 +57,7 @@ int gen1_mix(int argc, char **argv, int version, gen1_begin *begin)
     struct tool t = {.name = "qreport", .summary = "do mixes beat the uniform formats around them?", .opts = opts,
                      .results_version = version, .usage = "mix RECORD… RECIPE… -o DIR",
                      .details = "Takes records of qquant and qppl --ref (of mixes and uniform formats), of qsens, and the "
-                                "recipe files.\nresults: budgets[{budget_bpw, bpw, recipe, portable, predicted, delta_nll, se, "
+                                "recipe files.\nresults: budgets[{budget_bpw, bpw, recipe, portable, opens_in, predicted, delta_nll, se, "
                                 "chord, below_chord, margin{mean,se},\nverdict}], uniform[…], random[…], spearman{…}, files[…]. "
                                 "With qppl --nll the errors are paired.\n"};
     int n;

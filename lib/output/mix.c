@@ -31,8 +31,8 @@ static int add_quant(struct mix *m, const json_t *doc, const char *path, struct 
                           .quant = doc,
                           .quant_path = path,
                           .uniform = format != NULL && !str_at(doc, "params.recipe"),
-                          .portable = is(str_at(doc, "results.portable.transformers"), "yes") &&
-                                      is(str_at(doc, "results.portable.vllm"), "expected"),
+                          .transformers = is(str_at(doc, "results.portable.transformers"), "yes"),
+                          .vllm = is(str_at(doc, "results.portable.vllm"), "expected"),
                           .bpw = num_at(doc, "results.bpw", &bad)};
     r->budget_bpw = r->predicted = r->chord = r->neighbours = r->below = NAN;
     r->delta = r->kld = r->margin = (struct pm){NAN, NAN};
@@ -303,7 +303,11 @@ static json_t *row_json(const struct mix_row *r)
     json_t *o = json_pack("{s:s,s:o,s:o,s:o,s:o,s:o}", "recipe", r->name, "bpw", json_num(r->bpw), "predicted",
                           json_num(r->predicted), "delta_nll", json_num(r->delta.v), "se", json_num(r->delta.se), "kld",
                           pm_json(r->kld));
-    json_put(o, "portable", json_boolean(r->portable));
+    json_put(o, "portable", json_boolean(r->transformers));
+    json_t *where = json_array();
+    if (r->transformers) json_array_append_new(where, json_string("transformers"));
+    if (r->vllm) json_array_append_new(where, json_string("vllm"));
+    json_put(o, "opens_in", where);
     return o;
 }
 

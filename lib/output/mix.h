@@ -15,7 +15,8 @@ struct mix_row {
     const char *digest;
     const json_t *quant, *ppl, *plan; /* borrowed; plan: of the recipe file, NULL if it has none or was not given */
     const char *quant_path, *ppl_path;
-    bool uniform, random, portable;
+    bool uniform, random;
+    bool transformers, vllm; /* opens there without further options */
     double budget_bpw, bpw, predicted;
     struct pm delta, kld;
     double chord, neighbours, below;   /* Δ nll on the line int4-g64 … int8-row; on the line between the nearest uniform formats */

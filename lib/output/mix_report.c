@@ -19,7 +19,7 @@ static int draw_chord(const struct mix *m, const char *dir, json_t *files, struc
     for (size_t i = 0; i < m->n; i++) {
         const struct mix_row *r = &m->r[i];
         if (!r->ppl || r->random) continue;
-        p[n++] = (struct plot_point){r->name, r->uniform ? r->name : r->portable ? "mix-portable" : "mix", r->bpw, r->delta.v,
+        p[n++] = (struct plot_point){r->name, r->uniform ? r->name : r->transformers ? "mix-portable" : "mix", r->bpw, r->delta.v,
                                      r->delta.v - 1.96 * r->delta.se, r->delta.v + 1.96 * r->delta.se};
     }
     struct plot_scatter s = {.title = "Damage against size: mixes and uniform formats",
@@ -48,7 +48,7 @@ static size_t series(struct chart *c, const struct mix *m, int which)
     chart_add(c, "$s%d << EOD\n", which);
     for (size_t i = 0; i < m->n; i++) {
         const struct mix_row *r = &m->r[i];
-        int is = r->random ? 0 : r->uniform ? 1 : r->portable ? 3 : 2;
+        int is = r->random ? 0 : r->uniform ? 1 : r->transformers ? 3 : 2;
         if (!r->ppl || is != which || !isfinite(r->predicted) || !isfinite(r->kld.v)) continue;
         chart_add(c, "%.9g %.9g %.9g\n", r->predicted, r->kld.v, 1.96 * (isfinite(r->kld.se) ? r->kld.se : 0));
         n++;
@@ -83,12 +83,17 @@ static int draw_predicted(const struct mix *m, const char *dir, json_t *files, s
 
 /* ---- report.md ---- */
 
+static const char *opens_in(const struct mix_row *r)
+{
+    return r->transformers && r->vllm ? "transformers, vLLM" : r->transformers ? "transformers" : r->vllm ? "vLLM" : "qlab";
+}
+
 static const char *percent(double v) { return isfinite(v) ? fmt_num(100 * v, 0) : "–"; }
 
 static void mixes_table(const struct mix *m, FILE *f)
 {
     struct table t;
-    table_begin(&t, "mix|>budget, bits/weight|>bits/weight|portable|>predicted KLD|>KLD|>Δ nll|>chord|>below the chord, %|"
+    table_begin(&t, "mix|>budget, bits/weight|>bits/weight|opens in|>predicted KLD|>KLD|>Δ nll|>chord|>below the chord, %|"
                     ">chord − Δ nll|verdict");
     for (size_t i = 0; i < m->n; i++) {
         const struct mix_row *r = &m->r[i];
@@ -98,7 +103,7 @@ static void mixes_table(const struct mix *m, FILE *f)
         free(name);
         table_cell(&t, "%s", fmt_num(r->budget_bpw, 2));
         table_cell(&t, "%s", fmt_num(r->bpw, 3));
-        table_cell(&t, "%s", r->portable ? "yes" : "no");
+        table_cell(&t, "%s", opens_in(r));
         table_cell(&t, "%s", fmt_num(r->predicted, 4));
         table_cell(&t, "%s", fmt_pm(r->kld.v, r->kld.se, 0));
         table_cell(&t, "%s", fmt_pm(r->delta.v, r->delta.se, 1));
@@ -115,7 +120,7 @@ static void uniform_table(const struct mix *m, FILE *f)
 {
     struct table t;
     fputs("\n## Uniform formats\n\n", f);
-    table_begin(&t, "format|>bits/weight|portable|>predicted KLD|>KLD|>Δ nll");
+    table_begin(&t, "format|>bits/weight|opens in|>predicted KLD|>KLD|>Δ nll");
     for (size_t i = 0; i < m->n; i++) {
         const struct mix_row *r = &m->r[i];
         if (!r->uniform || !r->ppl) continue;
@@ -123,7 +128,7 @@ static void uniform_table(const struct mix *m, FILE *f)
         table_cell(&t, "%s", name);
         free(name);
         table_cell(&t, "%s", fmt_num(r->bpw, 3));
-        table_cell(&t, "%s", r->portable ? "yes" : "no");
+        table_cell(&t, "%s", opens_in(r));
         table_cell(&t, "%s", fmt_num(r->predicted, 4));
         table_cell(&t, "%s", fmt_pm(r->kld.v, r->kld.se, 0));
         table_cell(&t, "%s", fmt_pm(r->delta.v, r->delta.se, 1));
@@ -199,7 +204,8 @@ static void notes(const struct mix *m, FILE *f)
           "these two at random would give. Outside of it, the line between the nearest uniform formats.\n"
           "- **verdict**: accepted where Δ nll is below the chord by more than 1.96 standard errors of the difference, else "
           "rejected: the mix does not earn its complexity.\n"
-          "- **portable**: opens in transformers and is expected to open in vLLM.\n"
+          "- **opens in**: programs that open the folder as it is; vLLM is named where its kernels' shapes are met (columns "
+          "divisible by 128, rows by 64), which small models often do not.\n"
           "- **bits/weight**: over the decoder's linears, metadata included.\n",
           f);
 }
