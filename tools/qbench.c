@@ -40,7 +40,9 @@ static struct tool tool = {
         "results: runs[{depth, ttft_ms, prefill_tps, decode_tps, token_ms}], each {n,min,p50,p90,p99,mean,sd,samples}, the\n"
         "first run's also at the top level (decode fields null with --gen 1); memory{…} in bytes; bandwidth{read_bytes_per_s\n"
         "(fastest pass over the mapped weights, or over a 128 MiB buffer if these are under 64 MiB), decode_bytes_per_token\n"
-        "(weights and cache), decode_fraction}; with --kernels: kernels[{phase, op, format, calls, ms, bytes, ops}].\n"
+        "(weights and cache), decode_fraction}; with --kernels: kernels[{phase, op, format, calls, ms, bytes, ops,\n"
+        "bytes_per_s, ops_per_s, bandwidth_fraction, peak_fraction, peak}], phases[{phase, wall_ms, kernels_ms}] and\n"
+        "peak{f32, bf16, int8}: most operations a second of this process, a multiply-add being two (docs/schema).\n"
         "\n"
         "  qbench out/m/int4-g64/model | jq .results.decode_tps.p50\n"
         "  qbench MODEL --depth 0,1024,4096 | jq -c '.results.runs[] | [.depth, .ttft_ms.p50, .decode_tps.p50]'\n",
@@ -191,7 +193,7 @@ int main(int argc, char **argv)
     json_put(b, "decode_fraction", gen > 1 && bw > 0 ? json_num(bytes * tps / bw) : json_null());
     json_put(r.results, "bandwidth", b);
     if (tok) put_generated(r.results, tok, first.generated);
-    if (kernels) json_put(r.results, "kernels", bench_kernels(&m, &kv, &s, &o, depths.v[0]));
+    if (kernels) bench_kernels(&m, &kv, &s, &o, depths.v[0], bw, r.results);
 
     bench_run_free(&first);
     free(prompt);

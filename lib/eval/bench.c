@@ -191,25 +191,53 @@ double bench_read_bandwidth(const struct model *m, const struct checkpoint *c, c
 
 /* ---- kernels ---- */
 
-static void first_token(void *ctx, int64_t i)
+struct phases {
+    struct kernel_timer kt;
+    double began;
+    json_t *list;
+};
+
+/* Ends the phase under way and begins another; NULL: none. */
+static void next_phase(struct phases *p, const char *name)
 {
-    if (i == 0) kernel_timer_phase(ctx, "decode");
+    double now = clock_s(), sum = 0;
+    for (size_t i = 0; i < p->kt.n; i++)
+        if (!strcmp(p->kt.rows[i].phase, p->kt.phase)) sum += p->kt.rows[i].seconds;
+    if (sum > 0) {
+        json_t *o = json_object();
+        json_put(o, "phase", json_string(p->kt.phase));
+        json_put(o, "wall_ms", json_num((now - p->began) * 1e3));
+        json_put(o, "kernels_ms", json_num(sum * 1e3));
+        json_array_append_new(p->list, o);
+    }
+    if (name) kernel_timer_phase(&p->kt, name);
+    p->began = clock_s();
 }
 
-json_t *bench_kernels(struct model *m, struct kv_cache *kv, struct scratch *s, const struct bench_opts *o, int64_t depth)
+static void first_token(void *ctx, int64_t i)
 {
-    struct kernel_timer kt;
+    if (i == 0) next_phase(ctx, "decode");
+}
+
+void bench_kernels(struct model *m, struct kv_cache *kv, struct scratch *s, const struct bench_opts *o, int64_t depth,
+                   double read_bytes_per_s, json_t *results)
+{
+    struct phases p = {.list = json_array()};
     struct backend *inner = m->be;
     int32_t *ids = mem_new((size_t)o->n_gen, sizeof *ids);
-    kernel_timer_open(&kt, inner);
-    m->be = &kt.be;
-    kernel_timer_phase(&kt, "fill");
+    kernel_timer_open(&p.kt, inner);
+    m->be = &p.kt.be;
+    next_phase(&p, "fill");
     fill(m, kv, s, o->filler, 0, depth);
-    kernel_timer_phase(&kt, "prefill");
-    model_generate(m, kv, s, o->prompt, o->n_prompt, ids, o->n_gen, first_token, &kt);
+    next_phase(&p, "prefill");
+    model_generate(m, kv, s, o->prompt, o->n_prompt, ids, o->n_gen, first_token, &p);
+    next_phase(&p, NULL);
     m->be = inner;
-    json_t *a = kernel_timer_json(&kt);
-    kernel_timer_close(&kt);
+    bool host = !inner->ops->describe; /* a device apart has other peaks than this processor's */
+    struct peaks peaks = host ? peaks_measure(0.1) : (struct peaks){0};
+    json_put(results, "kernels", kernel_timer_json(&p.kt, &(struct roofs){read_bytes_per_s, host ? &peaks : NULL}));
+    json_put(results, "phases", p.list);
+    json_put(results, "peak", host ? peaks_json(&peaks) : json_null());
+    kernel_timer_close(&p.kt);
     free(ids);
-    return a;
 }

@@ -57,7 +57,10 @@ double bench_decode_bytes(const struct model *m, const struct kv_cache *kv, int6
  * are under 64 MiB, so that little memory is used for it. */
 double bench_read_bandwidth(const struct model *m, const struct checkpoint *c, const char **from);
 
-/* One pass at this depth on a timed backend (eval/kernel_timer.h), phases "fill" (if depth > 0), "prefill", "decode". */
-json_t *bench_kernels(struct model *m, struct kv_cache *kv, struct scratch *s, const struct bench_opts *o, int64_t depth);
+/* One pass at this depth on a timed backend (eval/kernel_timer.h), phases "fill" (if depth > 0), "prefill", "decode".
+ * Puts "kernels", "phases" [{"phase", "wall_ms", "kernels_ms"}] and, where the host computes, "peak" (eval/peak.h),
+ * measured here, into *results. read_bytes_per_s: as bench_read_bandwidth gives it. */
+void bench_kernels(struct model *m, struct kv_cache *kv, struct scratch *s, const struct bench_opts *o, int64_t depth,
+                   double read_bytes_per_s, json_t *results);
 
 #endif

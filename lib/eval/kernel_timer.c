@@ -318,7 +318,18 @@ static int dearest_first(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-json_t *kernel_timer_json(const struct kernel_timer *t)
+static void put_fractions(json_t *o, const struct kernel_row *r, enum compute compute, const struct roofs *roofs)
+{
+    const struct peaks *p = roofs->peaks;
+    const struct peak *peak = p && r->ops > 0 ? peak_of(p, compute, r->format) : NULL;
+    double bytes_per_s = r->bytes / r->seconds, ops_per_s = r->ops / r->seconds;
+    json_put(o, "bandwidth_fraction",
+             roofs->read_bytes_per_s > 0 ? json_num(bytes_per_s / roofs->read_bytes_per_s) : json_null());
+    json_put(o, "peak_fraction", peak ? json_num(ops_per_s / peak->ops_per_s) : json_null());
+    json_put(o, "peak", !peak ? json_null() : json_string(peak == &p->int8 ? "int8" : peak == &p->bf16 ? "bf16" : "f32"));
+}
+
+json_t *kernel_timer_json(const struct kernel_timer *t, const struct roofs *roofs)
 {
     struct kernel_row *r = mem_array(t->n, sizeof *r);
     if (t->n) memcpy(r, t->rows, t->n * sizeof *r);
@@ -335,6 +346,7 @@ json_t *kernel_timer_json(const struct kernel_timer *t)
         json_put(o, "ops", json_integer((json_int_t)r[i].ops));
         json_put(o, "bytes_per_s", json_num(r[i].bytes / r[i].seconds));
         json_put(o, "ops_per_s", json_num(r[i].ops / r[i].seconds));
+        put_fractions(o, &r[i], t->be.compute, roofs);
         json_array_append_new(a, o);
     }
     free(r);

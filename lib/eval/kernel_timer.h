@@ -5,6 +5,7 @@
 
 #include "backend/backend.h"
 #include "base/json.h"
+#include "eval/peak.h"
 
 /* Sums of one kind of call. Bytes: what the op must read and write once (weights, activations, cache), not what a cache
  * saves or a kernel reads twice. Operations: additions and multiplications; exp, rsqrt and divisions count as one. */
@@ -27,8 +28,15 @@ struct kernel_timer {
 void kernel_timer_open(struct kernel_timer *t, struct backend *inner);
 /* Calls from here on count under this name ("prefill", "decode"). */
 void kernel_timer_phase(struct kernel_timer *t, const char *phase);
-/* [{"phase", "op", "format"|null, "calls", "ms", "bytes", "ops", "bytes_per_s", "ops_per_s"}], dearest first. */
-json_t *kernel_timer_json(const struct kernel_timer *t);
+/* What the kernels are held against, measured in the same process. */
+struct roofs {
+    double read_bytes_per_s; /* 0: unknown */
+    const struct peaks *peaks; /* NULL: unknown */
+};
+/* [{"phase", "op", "format"|null, "calls", "ms", "bytes", "ops", "bytes_per_s", "ops_per_s", "bandwidth_fraction"|null,
+ * "peak_fraction"|null, "peak"|null}], dearest first. bandwidth_fraction is above 1 where caches serve an op; the peak is
+ * named as in peaks_json, and null with its fraction for ops that compute nothing. */
+json_t *kernel_timer_json(const struct kernel_timer *t, const struct roofs *roofs);
 void kernel_timer_close(struct kernel_timer *t);
 
 #endif

@@ -95,6 +95,39 @@ bats_require_minimum_version 1.5.0
     holds '[.results.kernels[] | .ms > 0 and .bytes > 0] | all'
 }
 
+@test "--kernels: rates and fractions follow from the sums, and the kernels from the phases" {
+    bench "$bare" --kernels --depth 10
+    "$B/tests/schema_check" docs/schema/qbench.json "$r"
+    holds '.results.peak.f32 | .ops_per_s > 1e8 and (.instruction | length > 0)'
+    # to the six digits that survive printing
+    holds '.results.bandwidth.read_bytes_per_s as $bw | .results.peak as $peak | [.results.kernels[] |
+            (.bytes_per_s * .ms / 1e3 / .bytes - 1 | fabs < 1e-6) and
+            (.bandwidth_fraction * $bw / .bytes_per_s - 1 | fabs < 1e-6) and
+            if .ops == 0 then .peak == null and .peak_fraction == null
+            else (.ops_per_s * .ms / 1e3 / .ops - 1 | fabs < 1e-6) and
+                 (.peak_fraction * $peak[.peak].ops_per_s / .ops_per_s - 1 | fabs < 1e-6) and
+                 .peak_fraction > 0 and .peak_fraction <= 1.2 end] | all'
+    holds '.results as $r | [.results.phases[] | .phase as $p | .kernels_ms <= .wall_ms and .kernels_ms > 0 and
+            (([$r.kernels[] | select(.phase == $p).ms] | add) / .kernels_ms - 1 | fabs < 1e-6)] | length == 3 and all'
+    bench "$bare"
+    holds '.results | has("kernels") or has("peak") | not'
+}
+
+@test "--kernels: integer weights are held against the integer peak, where they are multiplied as integers" {
+    "$B/bin/qquant" -q "$bare" -f int4-g32 -o "$BATS_TEST_TMPDIR/q" >/dev/null
+    "$B/bin/qbench" -q "$BATS_TEST_TMPDIR/q" --prompt-tokens 20 --gen 3 --trials 1 --kernels --compute int8 >"$r"
+    holds '.results | .peak.int8 as $p | [.kernels[] | select(.format == "int4-g32") | .peak] | length > 0 and
+           (unique == [if $p then "int8" else null end])'
+    # never more than there is: an instruction that multiplies 4 pairs a lane beats one that multiplies one
+    holds '.results.peak | .int8 == null or .int8.ops_per_s > .f32.ops_per_s'
+    "$B/bin/qbench" -q "$BATS_TEST_TMPDIR/q" --prompt-tokens 20 --gen 3 --trials 1 --kernels --compute f32 >"$r"
+    holds '[.results.kernels[] | select(.format == "int4-g32") | .peak] | unique == ["f32"]'
+    for isa in plain avx2; do
+        QLAB_ISA=$isa "$B/bin/qbench" -q "$bare" --prompt-tokens 5 --gen 2 --trials 1 --kernels --compute f32 >"$r" || skip "no $isa"
+        holds '[.results.kernels[] | select(.ops > 0) | .peak_fraction <= 1.2] | all'
+    done
+}
+
 @test "--gen 1 measures the time to first token alone" {
     "$B/bin/qbench" -q "$bare" --prompt-tokens 5 --gen 1 --trials 2 --warmup 0 >"$r"
     "$B/tests/schema_check" docs/schema/qbench.json "$r"

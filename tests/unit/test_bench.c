@@ -168,13 +168,21 @@ static void test_kernel_counts(void **state)
     near(row(&kt, "decode", "attention")->bytes, 2 * (2 * (13 + 14 + 15) * 32 * 4 + 3 * 8 * 64), 0);
     near(row(&kt, "prefill", "kv_append")->bytes, 2 * 2 * 12 * 32 * 8, 0);
 
-    json_t *a = kernel_timer_json(&kt);
+    /* held against ceilings of one byte and one operation a second, a fraction is the rate itself */
+    struct peaks peaks = {.f32 = {"x", 1}, .int8 = {"y", 1}};
+    json_t *a = kernel_timer_json(&kt, &(struct roofs){1, &peaks});
     assert_int_equal(json_array_size(a), kt.n);
     double before = INFINITY;
     for (size_t i = 0; i < kt.n; i++) {
         double ms = json_number_value(json_object_get(json_array_get(a, i), "ms"));
         assert_true(ms > 0 && ms <= before);
         before = ms;
+        json_t *o = json_array_get(a, i);
+        double ops = json_number_value(json_object_get(o, "ops")), bytes = json_number_value(json_object_get(o, "bytes"));
+        near(json_number_value(json_object_get(o, "bandwidth_fraction")), bytes / ms * 1e3, 1e-9 * bytes / ms * 1e3);
+        if (ops > 0) near(json_number_value(json_object_get(o, "peak_fraction")), ops / ms * 1e3, 1e-9 * ops / ms * 1e3);
+        assert_true(ops > 0 ? !strcmp(json_string_value(json_object_get(o, "peak")), "f32")
+                            : json_is_null(json_object_get(o, "peak")));
     }
     json_decref(a);
     kernel_timer_close(&kt);
