@@ -88,10 +88,12 @@ bats_require_minimum_version 1.5.0
 @test "--kernels: every op of both phases, with bytes and operations" {
     bench "$bare" --kernels --depth 10
     holds '[.results.kernels[].phase] | unique == ["decode","fill","prefill"]'
-    holds '[.results.kernels[] | select(.phase == "decode") | .op] | sort ==
-           ["add","attention","embed","kv_append","matmul","rmsnorm","rope","score","swiglu"]'
-    holds '[.results.kernels[] | select(.op == "matmul" and .phase == "decode")] | length == 1 and
-           .[0].format == "bf16" and .[0].calls == 27 and .[0].ops == 3*2*(2*(64*64*2 + 64*32*2 + 64*160*3) + 256*64)'
+    # fused or not: seven linears a layer in four calls and the head, products and little else
+    holds '[.results.kernels[] | select(.phase == "decode" and .format == "bf16" and .op != "embed")] |
+           (map(.calls) | add) == 27 and
+           ((map(.ops) | add) / (3*2*(2*(64*64*2 + 64*32*2 + 64*160*3) + 256*64)) | . >= 1 and . < 1.05)'
+    holds '[.results.kernels[] | select(.phase == "decode") | .op] | index("score") and index("embed") and
+           any(startswith("attention") or startswith("rope_attention"))'
     holds '[.results.kernels[] | .ms > 0 and .bytes > 0] | all'
 }
 
