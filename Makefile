@@ -23,13 +23,10 @@ DEFS := -D_GNU_SOURCE
 CFLAGS ?= -g
 # No contraction outside the kernel files: quantized bytes and the oracle must not depend on the compiler's mood.
 QCFLAGS = -std=c11 $(OPT) $(CFLAGS) $(WARN) $(DEFS) -pthread -ffp-contract=off -Ilib $(SANFLAGS)
-LDLIBS = -ljansson -lcsv -lpcre2-8 -lutf8proc -lcurl -lcrypto -lm
+LDLIBS = -ljansson -lcsv -lpcre2-8 -lutf8proc -lcurl -lcrypto $(CUDA_LIBS) -lm
 LDFLAGS = -pthread $(SANFLAGS)
 
-# CUDA is optional: with nvcc on the machine the sources of cuda/ are built in, without it --version says so.
-CUDA_SRC := $(sort $(wildcard cuda/*.cu))
-NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
-WITH_CUDA := $(if $(CUDA_SRC),$(NVCC))
+include cuda/cuda.mk
 
 # Kernel files say their instruction set in their name.
 isa_flags = $(if $(filter %_avx2,$(1)),-mavx2 -mfma -mf16c)$(if $(filter %_avx512,$(1)),-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c)$(if $(filter %_vnni,$(1)),-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c)
@@ -55,14 +52,16 @@ help:
 	@echo 'make                 the tools, into $(B)/bin'
 	@echo 'make check           all tests (SAN=1: the same under ASan and UBSan)'
 	@echo '                     CHECK="tests/cli/x.bats $(B)/tests/test_y": just these'
+	@echo 'make check-emu       the CUDA kernels, run on the CPU: a line a kernel'
 	@echo 'make lint            shellcheck, cppcheck, include directions, lengths of files'
 	@echo 'make fuzz            fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)'
 	@echo 'make install         PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo '                     V=1: show the commands'
+	@echo '                     NVCC=: without CUDA; CUDA_ARCHS="$(CUDA_ARCHS)" or all'
 	@echo 'make clean           remove build/'
 	@echo 'make gen2 | gen1 | smoke   the experiments; make -C pipelines help'
 
-$(B)/libq.a: $(LIB_OBJ)
+$(B)/libq.a: $(LIB_OBJ) $(CUDA_OBJ)
 	@rm -f $@
 	$(call say,AR)$(AR) rcs $@ $^
 
@@ -96,6 +95,7 @@ git_version := git describe --always --dirty --exclude '*' 2>/dev/null || echo u
 # Tests find the source tree by this, or by the environment.
 EXTRA_tests_lib_golden = -DQLAB_SRC='"$(CURDIR)"'
 EXTRA_lib_base_version = -DQLAB_GIT='"$(shell cat $(B)/git.stamp)"' $(if $(WITH_CUDA),-DQLAB_CUDA)
+EXTRA_lib_backend_backend = $(if $(WITH_CUDA),-DQLAB_CUDA)
 $(B)/lib/base/version.o: $(B)/git.stamp
 $(B)/git.stamp: FORCE
 	$(call put,$(git_version))
@@ -123,5 +123,5 @@ install: all
 clean:
 	rm -rf build
 
--include $(LIB_OBJ:.o=.d) $(TEST_LIB_OBJ:.o=.d) $(UNIT_SRC:%.c=$(B)/%.d) $(TEST_TOOL_SRC:%.c=$(B)/%.d) $(TOOLS:%=$(B)/tools/%.d)
-.SECONDARY: $(LIB_OBJ) $(TEST_LIB_OBJ) $(TOOLS:%=$(B)/tools/%.o) $(UNIT_SRC:%.c=$(B)/%.o) $(TEST_TOOL_SRC:%.c=$(B)/%.o)
+-include $(LIB_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(TEST_LIB_OBJ:.o=.d) $(UNIT_SRC:%.c=$(B)/%.d) $(TEST_TOOL_SRC:%.c=$(B)/%.d) $(TOOLS:%=$(B)/tools/%.d)
+.SECONDARY: $(LIB_OBJ) $(CUDA_OBJ) $(TEST_LIB_OBJ) $(TOOLS:%=$(B)/tools/%.o) $(UNIT_SRC:%.c=$(B)/%.o) $(TEST_TOOL_SRC:%.c=$(B)/%.o)

@@ -1,4 +1,5 @@
 # Included by the top Makefile: what `make check` and `make lint` run.
+include tests/emu/emu.mk
 # One job a program or file; a few jobs at a time (CHECK_JOBS), each within CHECK_TIMEOUT seconds.
 CHECK_JOBS ?= 2
 CHECK_TIMEOUT ?= 900
@@ -6,9 +7,9 @@ BATS := $(sort $(wildcard tests/pipeline/*.bats)) $(sort $(wildcard tests/cli/*.
 
 .PHONY: check check-unit check-cli lint fuzz
 # CHECK="tests/cli/qload.bats build/tests/test_json" runs just these.
-check: all tests
+check: all tests $(if $(CHECK),$(filter $(EMU_BIN),$(CHECK)),$(EMU_BIN))
 	@B='$(abspath $(B))' SAN='$(SAN)' CHECK_JOBS='$(CHECK_JOBS)' CHECK_TIMEOUT='$(CHECK_TIMEOUT)' \
-	    tests/run-checks $(or $(CHECK),$(BATS) $(UNIT_BIN))
+	    tests/run-checks $(or $(CHECK),$(BATS) $(UNIT_BIN) $(EMU_BIN))
 check-unit: tests
 	@$(MAKE) --no-print-directory check CHECK='$(UNIT_BIN)'
 check-cli: all tests

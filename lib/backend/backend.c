@@ -3,6 +3,7 @@
 #include "backend/backend_impl.h"
 
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 
 static const char *const compute_names[] = {"f32", "f16", "bf16", "int8"};
@@ -29,8 +30,17 @@ int backend_open(struct backend *be, const char *device, const char *compute, st
     if (!strcmp(device, "cpu") && fastest) c = COMPUTE_INT8;
     if (!strcmp(device, "cpu")) return cpu_open(be, c, isa_best(), e);
     if (!strcmp(device, "cpu-ref")) return cpu_ref_open(be, c, e);
-    if (!strncmp(device, "cuda", 4) && (device[4] == 0 || device[4] == ':'))
+    if (!strncmp(device, "cuda", 4) && (device[4] == 0 || device[4] == ':')) {
+#ifdef QLAB_CUDA
+        int index = 0;
+        char end;
+        if (device[4] && sscanf(device + 4, ":%9d%c", &index, &end) != 1)
+            return err_set(e, "device '%s': not a device number (cuda:N was expected)", device);
+        return cuda_open(be, index, c, fastest, e);
+#else
         return err_set(e, "device '%s': this qlab was built without CUDA (cpu was expected)", device);
+#endif
+    }
     return err_set(e, "device '%s': unknown (cpu, cuda or cuda:N was expected)", device);
 }
 

@@ -11,7 +11,7 @@ setup() {
     for p in sh bash env dirname mktemp rm cat cut sort tr id grep nproc sed gcc as ld make; do
         ln -s "$(command -v "$p")" "$bin/$p"
     done
-    for p in jq gnuplot pip3 unzip xz bats perl pgrep; do # only looked for
+    for p in jq gnuplot pip3 unzip xz bats perl pgrep g++; do # only looked for
         printf '#!/bin/sh\n' >"$bin/$p"
         chmod +x "$bin/$p"
     done

@@ -1,0 +1,43 @@
+# The CUDA sources compiled as C++ and run on the CPU (tests/emu/README.md): each tests/emu/test_X.cpp in three builds,
+# build/emu/test_X-plain, -asan (with UBSan), -tsan. They need g++ and no CUDA toolkit.
+EMU := build/emu
+EMU_CXX ?= g++
+EMU_BUILDS ?= plain asan tsan
+EMU_HAVE := $(if $(SAN)$(FUZZING),,$(shell command -v $(EMU_CXX)))
+EMU_SRC := $(sort $(wildcard tests/emu/test_*.cpp))
+EMU_BIN := $(if $(EMU_HAVE),$(foreach b,$(EMU_BUILDS),$(EMU_SRC:tests/emu/%.cpp=$(EMU)/%-$(b))))
+EMU_PARTS := $(CUDA_SRC) $(sort $(wildcard tests/emu/engine/*.cpp)) tests/emu/check.cpp
+
+EMU_FLAGS = -std=c++17 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -fno-strict-aliasing -D_GNU_SOURCE -DQLAB_CUDA \
+    -Itests/emu/include -Itests/emu -Ilib -Icuda -Itests/lib
+EMU_FLAGS_plain := -O2
+EMU_FLAGS_asan := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+EMU_FLAGS_tsan := -O1 -fsanitize=thread
+
+.PHONY: check-emu
+check-emu: $(EMU_BIN) $(EMU)/libq.a
+	@$(if $(EMU_HAVE),,echo 'check-emu: no C++ compiler ($(EMU_CXX)): nothing was run'; exit 1)
+	@B='$(abspath $(B))' SHOW=1 CHECK_JOBS='$(CHECK_JOBS)' CHECK_TIMEOUT='$(CHECK_TIMEOUT)' tests/run-checks $(EMU_BIN)
+
+define emu_build
+$(EMU)/$(1)/%.o: % $(EMU)/flags.stamp | $(B)/deps-tests.stamp
+	@mkdir -p $$(@D)
+	$$(call say,CXX)$(EMU_CXX) $$(EMU_FLAGS) $$(EMU_FLAGS_$(1)) -MMD -MP -c -o $$@ -x c++ $$<
+$(EMU)/%-$(1): $(EMU)/$(1)/tests/emu/%.cpp.o $(EMU_PARTS:%=$(EMU)/$(1)/%.o) $(EMU)/libq.a
+	$$(call say,LD)$(EMU_CXX) $$(EMU_FLAGS_$(1)) -o $$@ $$^ -lcmocka $$(filter-out -lcudart_static,$$(LDLIBS)) -pthread
+.SECONDARY: $(EMU_SRC:%=$(EMU)/$(1)/%.o) $(EMU_PARTS:%=$(EMU)/$(1)/%.o)
+-include $(EMU_SRC:%=$(EMU)/$(1)/%.d) $(EMU_PARTS:%=$(EMU)/$(1)/%.d)
+endef
+$(foreach b,$(EMU_BUILDS),$(eval $(call emu_build,$(b))))
+
+# The library and the tests' helpers, with a backend.c that knows CUDA and without objects of nvcc.
+EMU_LIB := $(filter-out $(B)/lib/backend/backend.o,$(LIB_OBJ)) $(TEST_LIB_OBJ) $(EMU)/backend.o
+$(EMU)/libq.a: $(EMU_LIB)
+	@rm -f $@
+	$(call say,AR)$(AR) rcsT $@ $^
+$(EMU)/backend.o: lib/backend/backend.c $(B)/flags.stamp
+	@mkdir -p $(@D)
+	$(call say,CC)$(CC) $(QCFLAGS) $(if $(wildcard cuda/backend_cuda.cu),-DQLAB_CUDA) -MMD -MP -c -o $@ $<
+-include $(EMU)/backend.d
+$(EMU)/flags.stamp: FORCE
+	$(call put,printf '%s\n' '$(EMU_CXX) $(EMU_FLAGS) $(foreach b,$(EMU_BUILDS),$(EMU_FLAGS_$(b)))'; $(EMU_CXX) --version | head -n 1)
