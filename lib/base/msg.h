@@ -12,8 +12,8 @@ void msg_quiet(bool quiet);
 const char *msg_tool(void);
 
 /* One line "tool: …" and exit(1); partial output is removed. die_usage exits with 2 and points at --help. */
-_Noreturn void die(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-_Noreturn void die_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
+void die_usage(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
 /* A line a person should see even though the run goes on ("tool: warning: …"); silent with -q. */
 void msg_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* Start of a stage: one plain line; silent with -q. */
