@@ -123,3 +123,13 @@ char *json_text(const json_t *v, size_t flags)
 {
     return json_dumps(v, flags | JSON_COMPACT | JSON_REAL_PRECISION(12) | JSON_ENCODE_ANY);
 }
+
+int json_write(const char *dir, const char *name, json_t *v, struct err *e)
+{
+    char *text = json_dumps(v, JSON_INDENT(2) | JSON_REAL_PRECISION(17)), *path = path_join(dir, name);
+    int rc = text ? file_write(path, text, strlen(text), e) : err_set(e, "%s: cannot be written as JSON", path);
+    free(text);
+    free(path);
+    json_decref(v);
+    return rc;
+}

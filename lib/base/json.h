@@ -28,6 +28,8 @@ json_t *json_num(double v);
 void json_put(json_t *o, const char *key, json_t *v);
 /* Text as in records: compact, keys in insertion order, reals with 12 significant digits. free() the result. */
 char *json_text(const json_t *v, size_t flags);
+/* DIR/NAME: indented, reals with 17 digits, as checkpoints have it. Takes v. */
+int json_write(const char *dir, const char *name, json_t *v, struct err *e);
 /* JSON has no NaN, so a number that must be finite is put with this: it notes the key in *bad when v is not, and the
  * tool fails on it before it prints. */
 void json_put_headline(json_t *o, const char *key, double v, const char **bad);

@@ -29,13 +29,6 @@ static bool one_float(const struct recipe *r, enum dtype *dtype)
     return true;
 }
 
-static bool listed(char *const *list, const char *name)
-{
-    for (; *list; list++)
-        if (!strcmp(*list, name)) return true;
-    return false;
-}
-
 /* The entry whose weight this tensor is, if it gets a format. */
 static const struct recipe_entry *entry_of(const struct recipe *r, const char *tensor)
 {
@@ -103,7 +96,7 @@ int folder_plan(struct folder *f, const struct checkpoint *src, struct recipe *r
         const struct recipe_entry *it = entry_of(r, t->name);
         if (it) head |= it == head_entry(r);
         if (it) add_entry(f, it);
-        else if (!listed(src->unused, t->name) && !strstr(t->name, ".rotary_emb.inv_freq"))
+        else if (checkpoint_reads(src, t->name))
             add_copy(f, t, f->plain ? all : src->is_gguf ? convert_kept_dtype(src, t) : t->dtype);
     }
     if (!f->tied && src->tied && !head) add_entry(f, head_entry(r));
@@ -206,12 +199,20 @@ static int write_copy(struct run *x, const struct folder_item *it, struct st_wri
     return rc;
 }
 
-static int write_shard(struct run *x, const char *path, struct folder_item *it, size_t n, struct err *e)
+static int write_shard(void *ctx, size_t file, const char *path, json_t *names, struct err *e)
 {
+    struct run *x = ctx;
+    struct folder_item *it = x->f->items, *end = it + x->f->n;
+    while (it < end && it->file < file) it++;
+    size_t n = 0;
+    while (it + n < end && it[n].file == file) n++;
     struct tensor *decl = mem_new(n * CONTAINER_PARTS, sizeof *decl);
     size_t n_decl = 0;
     for (size_t i = 0; i < n; i++)
-        for (size_t k = 0; k < it[i].n_parts; k++) decl[n_decl++] = it[i].parts[k];
+        for (size_t k = 0; k < it[i].n_parts; k++) {
+            json_array_append_new(names, json_string(it[i].parts[k].name));
+            decl[n_decl++] = it[i].parts[k];
+        }
     struct st_writer w;
     int rc = st_writer_open(&w, path, decl, n_decl, e);
     free(decl);
@@ -226,39 +227,6 @@ static int write_shard(struct run *x, const char *path, struct folder_item *it, 
     return st_writer_close(&w, e);
 }
 
-static int write_json(const char *dir, const char *name, json_t *v, struct err *e)
-{
-    char *text = json_dumps(v, JSON_INDENT(2) | JSON_REAL_PRECISION(17)), *path = path_join(dir, name);
-    int rc = text ? file_write(path, text, strlen(text), e) : err_set(e, "%s: cannot be written as JSON", path);
-    free(text);
-    free(path);
-    json_decref(v);
-    return rc;
-}
-
-static int write_weights(struct run *x, const char *dir, struct err *e)
-{
-    struct folder *f = x->f;
-    json_t *map = json_object();
-    int rc = 0;
-    for (size_t k = 0, i = 0; rc == 0 && k < f->n_files; k++) {
-        size_t i0 = i;
-        char *name = f->n_files == 1 ? mem_strdup("model.safetensors")
-                                     : mem_printf("model-%05zu-of-%05zu.safetensors", k + 1, f->n_files);
-        char *path = path_join(dir, name);
-        for (; i < f->n && f->items[i].file == k; i++)
-            for (size_t p = 0; p < f->items[i].n_parts; p++) json_put(map, f->items[i].parts[p].name, json_string(name));
-        rc = write_shard(x, path, f->items + i0, i - i0, e);
-        free(path);
-        free(name);
-    }
-    if (rc == 0 && f->n_files > 1)
-        rc = write_json(dir, "model.safetensors.index.json",
-                        json_pack("{s:{s:I},s:O}", "metadata", "total_size", (json_int_t)f->bytes, "weight_map", map), e);
-    json_decref(map);
-    return rc;
-}
-
 static int write_config(const struct folder *f, const char *dir, struct err *e)
 {
     json_t *cfg = json_deep_copy(f->src->config_json), *quant = container_config(f->recipe, f->model_dtype);
@@ -268,7 +236,7 @@ static int write_config(const struct folder *f, const char *dir, struct err *e)
     if (json_object_get(cfg, "torch_dtype")) json_put(cfg, "torch_dtype", json_string(dtype));
     json_put(cfg, "tie_word_embeddings", json_boolean(f->tied));
     if (quant) json_put(cfg, "quantization_config", quant);
-    return write_json(dir, "config.json", cfg, e);
+    return json_write(dir, "config.json", cfg, e);
 }
 
 int folder_write(struct folder *f, const char *dir, void (*on_bytes)(void *ctx, int64_t done, int64_t total), void *ctx,
@@ -280,7 +248,7 @@ int folder_write(struct folder *f, const char *dir, void (*on_bytes)(void *ctx, 
     if (dir_out_open(&out, dir, e)) return -1;
     int rc = write_config(f, out.tmp, e);
     if (rc == 0) rc = convert_companions(f->src, out.tmp, &r, e);
-    if (rc == 0) rc = write_weights(&x, out.tmp, e);
+    if (rc == 0) rc = convert_weights(out.tmp, f->n_files, f->bytes, write_shard, &x, e);
     if (rc) dir_out_abort(&out);
     else rc = dir_out_close(&out, e);
     snprintf(tokenizer_why, 512, "%s", r.tokenizer_why);

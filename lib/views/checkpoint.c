@@ -260,6 +260,13 @@ static bool skipped(const char *name) /* a constant that old checkpoints stored 
     return n >= sizeof tail - 1 && !strcmp(name + n - (sizeof tail - 1), tail);
 }
 
+bool checkpoint_reads(const struct checkpoint *c, const char *tensor)
+{
+    char **u = c->unused;
+    while (*u && strcmp(*u, tensor)) u++;
+    return !*u && !skipped(tensor);
+}
+
 static int check(struct checkpoint *c, struct err *e)
 {
     if (c->n_tensors) qsort(c->tensors, c->n_tensors, sizeof *c->tensors, by_name);

@@ -39,6 +39,8 @@ const struct tensor *checkpoint_need(const struct checkpoint *c, const char *nam
                                      struct err *e);
 /* True if NAME has any of the tensors a linear can be stored as: NAME.weight, NAME.weight_packed, … */
 bool checkpoint_has_linear(const struct checkpoint *c, const char *name);
+/* False for what nothing reads: the unused and the constants skipped silently. A rewritten folder leaves them out. */
+bool checkpoint_reads(const struct checkpoint *c, const char *tensor);
 /* Bytes of all tensors. */
 int64_t checkpoint_bytes(const struct checkpoint *c);
 /* Give back the resident pages of a tensor (they are read again if touched). */

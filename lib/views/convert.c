@@ -14,7 +14,6 @@
 #include <string.h>
 
 #define CHUNK ((int64_t)8 << 20) /* bytes of f32 that are converted at a time */
-#define JSON_FLAGS (JSON_INDENT(2) | JSON_REAL_PRECISION(17))
 
 /* ---- what is written ---- */
 
@@ -30,13 +29,6 @@ struct plan {
     int64_t bytes;
     bool untie; /* config says tied, but a head with other values is stored */
 };
-
-static bool in_list(char *const *list, const char *name)
-{
-    for (; *list; list++)
-        if (!strcmp(*list, name)) return true;
-    return false;
-}
 
 /* True if every value of t survives in `to`. */
 static bool fits(const struct tensor *t, enum dtype to)
@@ -78,9 +70,7 @@ static int make_plan(struct plan *p, const struct checkpoint *c, const struct co
     int64_t in_file = 0;
     for (size_t i = 0; i < c->n_tensors; i++) {
         const struct tensor *t = &c->tensors[i];
-        static const char freq[] = ".rotary_emb.inv_freq";
-        size_t n = strlen(t->name);
-        if (in_list(c->unused, t->name) || (n >= sizeof freq && !strcmp(t->name + n - (sizeof freq - 1), freq))) continue;
+        if (!checkpoint_reads(c, t->name)) continue;
         if (c->config.tied_embeddings && !c->quant && !strcmp(t->name, "lm_head.weight")) {
             if (same_as_embedding(c, t)) continue;
             p->untie = true;
@@ -167,12 +157,6 @@ static int write_raw(struct st_writer *w, const struct tensor *t, struct err *e)
 
 /* ---- files ---- */
 
-static char *shard_name(const struct plan *p, size_t i)
-{
-    return p->n_files == 1 ? mem_strdup("model.safetensors")
-                           : mem_printf("model-%05zu-of-%05zu.safetensors", i + 1, p->n_files);
-}
-
 static size_t buffer_bytes(const struct plan *p)
 {
     size_t max = (size_t)CHUNK;
@@ -204,8 +188,13 @@ static int write_item(struct run *x, struct st_writer *w, const struct item *it,
     return rc;
 }
 
-static int write_shard(struct run *x, const char *path, const struct item *it, size_t n, struct err *e)
+static int write_shard(void *ctx, size_t k, const char *path, json_t *names, struct err *e)
 {
+    struct run *x = ctx;
+    const struct item *it = x->plan.items, *end = it + x->plan.n;
+    while (it < end && it->file < k) it++;
+    size_t n = 0;
+    while (it + n < end && it[n].file == k) json_array_append_new(names, json_string(it[n++].src->name));
     struct tensor *decl = mem_new(n, sizeof *decl);
     for (size_t i = 0; i < n; i++) {
         decl[i] = *it[i].src;
@@ -223,32 +212,25 @@ static int write_shard(struct run *x, const char *path, const struct item *it, s
     return st_writer_close(&w, e);
 }
 
-static int write_json(const char *dir, const char *name, json_t *v, struct err *e)
+int convert_weights(const char *dir, size_t n_files, int64_t bytes, convert_shard_fn *shard, void *ctx, struct err *e)
 {
-    char *text = json_dumps(v, JSON_FLAGS), *path = path_join(dir, name);
-    int rc = text ? file_write(path, text, strlen(text), e) : err_set(e, "%s: cannot be written as JSON", path);
-    free(text);
-    free(path);
-    json_decref(v);
-    return rc;
-}
-
-static int write_weights(struct run *x, const char *dir, struct err *e)
-{
-    const struct plan *p = &x->plan;
     json_t *map = json_object();
     int rc = 0;
-    for (size_t f = 0, i = 0; rc == 0 && f < p->n_files; f++) {
-        size_t i0 = i;
-        char *name = shard_name(p, f), *path = path_join(dir, name);
-        for (; i < p->n && p->items[i].file == f; i++) json_put(map, p->items[i].src->name, json_string(name));
-        rc = write_shard(x, path, p->items + i0, i - i0, e);
+    for (size_t k = 0; rc == 0 && k < n_files; k++) {
+        char *name = n_files == 1 ? mem_strdup("model.safetensors")
+                                  : mem_printf("model-%05zu-of-%05zu.safetensors", k + 1, n_files);
+        char *path = path_join(dir, name);
+        json_t *names = json_array(), *it;
+        size_t i;
+        rc = shard(ctx, k, path, names, e);
+        json_array_foreach(names, i, it) json_put(map, json_string_value(it), json_string(name));
+        json_decref(names);
         free(path);
         free(name);
     }
-    if (rc == 0 && p->n_files > 1)
-        rc = write_json(dir, "model.safetensors.index.json",
-                        json_pack("{s:{s:I},s:O}", "metadata", "total_size", (json_int_t)p->bytes, "weight_map", map), e);
+    if (rc == 0 && n_files > 1)
+        rc = json_write(dir, "model.safetensors.index.json",
+                        json_pack("{s:{s:I},s:O}", "metadata", "total_size", (json_int_t)bytes, "weight_map", map), e);
     json_decref(map);
     return rc;
 }
@@ -264,7 +246,7 @@ static int write_config(const struct run *x, const char *dir, struct err *e)
         json_put(cfg, json_object_get(cfg, "torch_dtype") ? "torch_dtype" : "dtype", json_string(name));
     }
     if (x->plan.untie) json_put(cfg, "tie_word_embeddings", json_false());
-    return write_json(dir, "config.json", cfg, e);
+    return json_write(dir, "config.json", cfg, e);
 }
 
 static int copy_file(const char *from_dir, const char *dir, const char *name, bool *found, struct err *e)
@@ -300,7 +282,7 @@ static int make_companions(const struct checkpoint *c, const char *dir, struct c
     json_t *gen = json_object(), *tok = gguf_tokenizer_json(c->gguf, &why), *cfg = NULL;
     if (g->bos >= 0) json_put(gen, "bos_token_id", json_integer(g->bos));
     if (g->eos >= 0) json_put(gen, "eos_token_id", json_integer(g->eos));
-    if (write_json(dir, "generation_config.json", gen, e)) {
+    if (json_write(dir, "generation_config.json", gen, e)) {
         json_decref(tok);
         return -1;
     }
@@ -313,11 +295,11 @@ static int make_companions(const struct checkpoint *c, const char *dir, struct c
         snprintf(r->tokenizer_why, sizeof r->tokenizer_why, "%.*s", (int)sizeof r->tokenizer_why - 1, why.msg);
         return 0;
     }
-    if (write_json(dir, "tokenizer.json", tok, e)) {
+    if (json_write(dir, "tokenizer.json", tok, e)) {
         json_decref(cfg);
         return -1;
     }
-    return write_json(dir, "tokenizer_config.json", cfg, e);
+    return json_write(dir, "tokenizer_config.json", cfg, e);
 }
 
 int convert_companions(const struct checkpoint *c, const char *dir, struct convert_report *r, struct err *e)
@@ -343,7 +325,7 @@ int convert_folder(const struct checkpoint *c, const char *dir, const struct con
         x.buf = mem_array(buffer_bytes(&x.plan), 1);
         rc = write_config(&x, out.tmp, e);
         if (rc == 0) rc = convert_companions(c, out.tmp, r, e);
-        if (rc == 0) rc = write_weights(&x, out.tmp, e);
+        if (rc == 0) rc = convert_weights(out.tmp, x.plan.n_files, x.plan.bytes, write_shard, &x, e);
     }
     free(x.buf);
     free(x.plan.items);

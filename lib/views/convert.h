@@ -29,6 +29,10 @@ int convert_folder(const struct checkpoint *c, const char *dir, const struct con
                    struct err *e);
 /* The folder's other files alone (tokenizer, generation_config.json); fills tokenizer and tokenizer_why of *r. */
 int convert_companions(const struct checkpoint *c, const char *dir, struct convert_report *r, struct err *e);
+/* model.safetensors, or shards and their index: `shard` writes file k of n_files at `path` and puts the names of its tensors
+ * into `names`. bytes: of all tensors. */
+typedef int convert_shard_fn(void *ctx, size_t k, const char *path, json_t *names, struct err *e);
+int convert_weights(const char *dir, size_t n_files, int64_t bytes, convert_shard_fn *shard, void *ctx, struct err *e);
 /* The dtype a tensor has when nothing else is asked for. */
 enum dtype convert_kept_dtype(const struct checkpoint *c, const struct tensor *t);
 void convert_report_free(struct convert_report *r);
