@@ -106,7 +106,8 @@ struct cuda_ctx *context_open(int index, enum compute compute, struct err *e)
 
 void context_close(struct cuda_ctx *c)
 {
-    struct workspace *own[] = {&c->attention, &c->matmul, &c->normed, &c->acts, &c->host_ints, &c->results};
+    struct workspace *own[] = {&c->attention, &c->matmul,  &c->normed,  &c->acts,
+                               &c->made_mem,  &c->results, &c->logits,  &c->host_ints};
     for (struct workspace *w : own)
         if (w->p) context_free(c, w->p);
     if (c->inv_freq) context_free(c, c->inv_freq);

@@ -20,7 +20,7 @@ struct workspace {
 
 /* What a recorded step starts from; in device memory. */
 struct step_state {
-    int token, pos;
+    int32_t token, pos;
 };
 
 struct cuda_ctx {
@@ -43,14 +43,15 @@ struct cuda_ctx {
     cudaEvent_t staged[2];
     int next_staging;
 
-    struct workspace attention, matmul, normed, acts, host_ints, results;
+    struct workspace attention, matmul, normed, acts, host_ints, results, logits;
     float *inv_freq; /* on the device; what it holds: */
     float *inv_freq_host;
     int64_t n_inv_freq;
 
     /* rows already quantized: those of the tensor at acts_of */
     const float *acts_of;
-    struct cuda_acts made;
+    struct cuda_acts made; /* in */
+    struct workspace made_mem;
 
     struct recorded *step; /* step.cu */
 };

@@ -3,6 +3,7 @@
 #include "base/msg.h"
 #include "base/record.h"
 #include "eval/bench.h"
+#include "eval/device.h"
 #include "views/tokenizer.h"
 
 #include <stdlib.h>
@@ -39,7 +40,8 @@ static struct tool tool = {
         "\n"
         "results: runs[{depth, ttft_ms, prefill_tps, decode_tps, token_ms}], each {n,min,p50,p90,p99,mean,sd,samples}, the\n"
         "first run's also at the top level (decode fields null with --gen 1); memory{…} in bytes; bandwidth{read_bytes_per_s\n"
-        "(fastest pass over the mapped weights, or over a 128 MiB buffer if these are under 64 MiB), decode_bytes_per_token\n"
+        "(fastest pass over the mapped weights, or over a 128 MiB buffer if these are under 64 MiB; of a GPU its copies, both\n"
+        "directions counted), decode_bytes_per_token\n"
         "(weights and cache), decode_fraction}; with --kernels: kernels[{phase, op, format, calls, ms, bytes, ops,\n"
         "bytes_per_s, ops_per_s, bandwidth_fraction, peak_fraction, peak}], phases[{phase, wall_ms, kernels_ms}] and\n"
         "peak{f32, bf16, int8}: most operations a second of this process, a multiply-add being two (docs/schema).\n"
@@ -90,15 +92,13 @@ static int32_t *make_prompt(const char *path, const struct config *c, struct tok
     return ids;
 }
 
-static json_t *memory_json(const struct model *m, const struct kv_cache *kv, int64_t scratch, int64_t peak)
+static json_t *memory_json(const struct model *m, const struct kv_cache *kv, const struct scratch *s, int64_t peak)
 {
-    json_t *o = json_object();
-    json_put(o, "weights_bytes", json_integer(m->weights_bytes));
-    json_put(o, "kv_bytes", json_integer((json_int_t)kv->bytes));
-    json_put(o, "scratch_bytes", json_integer(scratch));
-    json_put(o, "predicted_bytes", json_integer(m->weights_bytes + (int64_t)kv->bytes + scratch));
+    struct device d = {0};
+    json_t *o = device_memory_json(m->be, &m->cfg, s->max_tok, m->weights_bytes, (int64_t)kv->bytes, (int64_t)s->bytes);
+    if (m->be->ops->describe) m->be->ops->describe(m->be, &d);
     json_put(o, "peak_rss_bytes", json_integer(peak));
-    json_put(o, "device_peak_bytes", json_null()); /* no device memory apart from the host's */
+    json_put(o, "device_peak_bytes", d.peak_bytes ? json_integer(d.peak_bytes) : json_null());
     return o;
 }
 
@@ -143,6 +143,7 @@ int main(int argc, char **argv)
 
     if (backend_open(&be, tool.common.device, tool.common.compute, &e)) die("%s", e.msg);
     record_begin(&r, &tool, argc, argv);
+    device_note(&r, &be);
     record_param(&r, "prompt_tokens", json_integer(o.n_prompt));
     record_param(&r, "compute", json_string(compute_name(be.compute)));
     if (record_input_model(&r, "model", path, &e)) die("%s", e.msg);
@@ -173,7 +174,8 @@ int main(int argc, char **argv)
         else bench_run_free(&run);
     }
     progress_end(&p);
-    int64_t peak = mem_peak_rss(), scratch = (int64_t)s.bytes;
+    int64_t peak = mem_peak_rss();
+    json_t *memory = memory_json(&m, &kv, &s, peak); /* before more is taken for measuring bandwidth */
     const char *what;
     double bw = bench_read_bandwidth(&m, &c, &what), bytes = bench_decode_bytes(&m, &kv, depths.v[0], o.n_prompt, gen);
 
@@ -184,7 +186,7 @@ int main(int argc, char **argv)
     const char *keys[] = {"ttft_ms", "prefill_tps", "decode_tps", "token_ms"};
     for (size_t i = 0; i < 4; i++)
         json_object_set(r.results, keys[i], json_object_get(json_array_get(runs, 0), keys[i]));
-    json_put(r.results, "memory", memory_json(&m, &kv, scratch, peak));
+    json_put(r.results, "memory", memory);
     json_t *b = json_object();
     json_put_headline(b, "read_bytes_per_s", bw, &r.not_finite);
     json_put(b, "read_from", json_string(what));

@@ -3,6 +3,7 @@
 #include "base/mem.h"
 #include "base/msg.h"
 #include "base/record.h"
+#include "eval/device.h"
 #include "model/plan.h"
 #include "output/describe.h"
 #include "views/convert.h"
@@ -44,7 +45,7 @@ static const char details[] =
     "vocab_size, tied_embeddings, max_position_embeddings, rope{type,theta,...}, tokenizer{type,vocab_size,bos,eos,\n"
     "adds_bos}|null, weights_bytes, dtypes{name:bytes}, n_tensors, quantization{method,formats{name:linears}}|null,\n"
     "unused_tensors[]; on request tensors[{name,dtype,shape,bytes}], token_ids[], memory{weights_bytes,kv_bytes,\n"
-    "scratch_bytes,predicted_bytes}, written{bytes,n_tensors,n_files,tokenizer,not_finite[],sha256}.\n"
+    "scratch_bytes,context_bytes,predicted_bytes}, written{bytes,n_tensors,n_files,tokenizer,not_finite[],sha256}.\n"
     "\nExamples:\n"
     "  qload model | jq .results.n_params\n"
     "  qload model.gguf -o model-f16\n"
@@ -54,18 +55,19 @@ static struct tool tool = {.name = "qload", .summary = "check, describe and conv
                            .usage = "MODEL [-o DIR] [options]", .details = details,
                            .results_version = RESULTS_VERSION, .compute_dflt = "auto", .opts = opts};
 
-static void put_memory(json_t *r, const struct checkpoint *c)
+static void put_memory(struct record *rec, const struct checkpoint *c)
 {
     struct backend be;
+    json_t *r = rec->results;
     struct memory_plan p;
     struct err e;
     if (backend_open(&be, tool.common.device, tool.common.compute, &e) ||
-        memory_plan(&p, c, be.compute, o.ctx, o.batch, &e))
+        memory_plan(&p, c, &be, o.ctx, o.batch, &e))
         die("%s", e.msg);
-    json_put(r, "memory", json_pack("{s:I,s:I,s:I,s:I}", "weights_bytes", (json_int_t)p.weights_bytes, "kv_bytes",
-                                    (json_int_t)p.kv_bytes, "scratch_bytes", (json_int_t)p.scratch_bytes,
-                                    "predicted_bytes", (json_int_t)p.predicted_bytes));
+    json_put(r, "memory",
+             device_memory_json(&be, &c->config, o.batch, p.weights_bytes, p.kv_bytes, p.scratch_bytes));
     json_put(r, "compute", json_string(compute_name(be.compute)));
+    device_note(rec, &be);
     backend_close(&be);
 }
 
@@ -184,7 +186,7 @@ int main(int argc, char **argv)
     if (record_input_model(&r, "model", path, &e)) die("%s", e.msg);
     put_tokenizer(&r, &c);
     if (describe_checkpoint(r.results, &c, o.tensors, &e)) die("%s", e.msg);
-    if (o.plan) put_memory(r.results, &c);
+    if (o.plan) put_memory(&r, &c);
     if (write) write_folder(r.results, &c);
     checkpoint_close(&c);
     if (hub && !keep && path_remove_tree(path, &e)) msg_warn("%s", e.msg);

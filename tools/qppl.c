@@ -5,6 +5,7 @@
 #include "base/msg.h"
 #include "base/record.h"
 #include "base/stats.h"
+#include "eval/device.h"
 #include "eval/ppl.h"
 #include "eval/text.h"
 
@@ -185,6 +186,7 @@ int main(int argc, char **argv)
     if (!tok) die("%s", e.msg);
     struct loaded model = {0}, ref = {0};
     load(&model, operands[0], tool.common.compute);
+    device_note(&r, &model.be);
     record_param(&r, "compute", json_string(compute_name(model.be.compute)));
     const struct config *cfg = &model.c.config;
     struct eval_text text;

@@ -5,6 +5,7 @@
 #include "base/mem.h"
 #include "base/msg.h"
 #include "base/record.h"
+#include "eval/device.h"
 #include "eval/sens_partial.h"
 #include "eval/text.h"
 
@@ -178,6 +179,7 @@ int main(int argc, char **argv)
     if (checkpoint_open(&c, path, &e) || backend_open(&be, tool.common.device, tool.common.compute, &e)) die("%s", e.msg);
     load_text(&t, path, &c.config);
     record_begin(&r, &tool, argc, argv);
+    device_note(&r, &be);
     record_param(&r, "compute", json_string(compute_name(be.compute)));
     if (record_input_model(&r, "model", path, &e) || record_input_file(&r, "text", o.text, &e)) die("%s", e.msg);
     sens_result_init(&s, &c.config, so.per);

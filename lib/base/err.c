@@ -51,3 +51,15 @@ int err_prefix(struct err *e, const char *fmt, ...)
     flatten(e->msg);
     return -1;
 }
+
+int err_suffix(struct err *e, const char *fmt, ...)
+{
+    if (!e) return -1;
+    size_t n = strlen(e->msg);
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(e->msg + n, sizeof e->msg - n, fmt, ap);
+    va_end(ap);
+    flatten(e->msg);
+    return -1;
+}

@@ -13,5 +13,7 @@ int err_set(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2
 int err_sys(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Put "PREFIX: " in front of the message already there; returns -1. */
 int err_prefix(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Add to its end; returns -1. */
+int err_suffix(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -5,6 +5,7 @@
 #include "base/rng.h"
 #include "base/stats.h"
 #include "eval/bandwidth.h"
+#include "eval/device.h"
 #include "eval/kernel_timer.h"
 
 #include <assert.h>
@@ -54,11 +55,42 @@ void bench_random_tokens(int32_t *out, int64_t n, int64_t vocab, uint64_t seed)
 
 /* ---- one depth ---- */
 
-struct stopwatch {
-    double *at; /* when id i was known */
+/* A pass, over and over. */
+struct passes {
+    const struct model *m;
+    struct kv_cache *kv;
+    struct scratch *s;
+    const struct bench_opts *o;
+    int64_t depth;
+    double t0, *at; /* when it began, when id i was known */
+    int32_t *ids;
+    void (*between)(void *arg); /* called when the first id is known; NULL: nothing */
+    void *arg;
 };
 
-static void on_token(void *ctx, int64_t i) { ((struct stopwatch *)ctx)->at[i] = clock_s(); }
+static void on_token(void *ctx, int64_t i)
+{
+    struct passes *p = ctx;
+    p->at[i] = clock_s();
+    if (i == 0 && p->between) p->between(p->arg);
+}
+
+static void one_pass(void *ctx)
+{
+    struct passes *p = ctx;
+    p->kv->n = p->depth;
+    p->t0 = clock_s();
+    model_generate(p->m, p->kv, p->s, p->o->prompt, p->o->n_prompt, p->ids, p->o->n_gen, on_token, p);
+}
+
+static void metered_pass(void *ctx, void (*between)(void *arg), void *arg)
+{
+    struct passes *p = ctx;
+    p->between = between;
+    p->arg = arg;
+    one_pass(p);
+    p->between = NULL;
+}
 
 static void fill(const struct model *m, struct kv_cache *kv, struct scratch *s, const int32_t *tokens, int64_t from,
                  int64_t to)
@@ -71,14 +103,36 @@ static void fill(const struct model *m, struct kv_cache *kv, struct scratch *s, 
     m->be->ops->sync(m->be);
 }
 
-static void note_trial(struct bench_run *run, const struct bench_opts *o, int64_t t, double t0, const double *at)
+static void note_trial(struct bench_run *run, const struct passes *p, int64_t t)
 {
-    int64_t n = o->n_gen;
+    int64_t n = p->o->n_gen;
+    double t0 = p->t0, *at = p->at;
     run->ttft_ms[t] = (at[0] - t0) * 1e3;
-    run->prefill_tps[t] = (double)o->n_prompt / (at[0] - t0);
+    run->prefill_tps[t] = (double)p->o->n_prompt / (at[0] - t0);
     if (n < 2) return;
     run->decode_tps[t] = (double)(n - 1) / (at[n - 1] - at[0]);
     for (int64_t i = 1; i < n; i++) run->token_ms[t * (n - 1) + i - 1] = (at[i] - at[i - 1]) * 1e3;
+}
+
+static json_t *device_of(struct passes *p, int64_t settled, const struct sensors *before)
+{
+    struct backend *be = p->m->be;
+    struct sensors after;
+    struct device_energy e;
+    json_t *o = json_object(), *j = json_null();
+    be->ops->sense(be, &after);
+    json_put(o, "settle_passes", json_integer(settled));
+    json_put(o, "before", device_sensors_json(before));
+    json_put(o, "after", device_sensors_json(&after));
+    if (device_energy(be, &e, 1, metered_pass, p)) {
+        double passes = (double)e.passes, steps = (double)(p->o->n_gen - 1);
+        j = json_object();
+        json_put(j, "passes", json_integer(e.passes));
+        json_put(j, "prefill_j_per_token", json_num(e.prefill_j / passes / (double)p->o->n_prompt));
+        json_put(j, "decode_j_per_token", steps > 0 ? json_num(e.decode_j / passes / steps) : json_null());
+    }
+    json_put(o, "energy", j);
+    return o;
 }
 
 int bench_depth(const struct model *m, struct kv_cache *kv, struct scratch *s, const struct bench_opts *o, int64_t depth,
@@ -99,25 +153,30 @@ int bench_depth(const struct model *m, struct kv_cache *kv, struct scratch *s, c
     run->generated = mem_new((size_t)n, sizeof(int32_t));
     if (depth > *filled) fill(m, kv, s, o->filler, *filled, depth);
 
-    double *at = mem_new((size_t)n, sizeof *at);
-    int32_t *ids = mem_new((size_t)n, sizeof *ids);
-    struct stopwatch w = {at};
+    struct backend *be = m->be;
+    struct passes p = {.m = m, .kv = kv, .s = s, .o = o, .depth = depth};
+    p.at = mem_new((size_t)n, sizeof *p.at);
+    p.ids = mem_new((size_t)n, sizeof *p.ids);
+    struct sensors before = {0};
+    int64_t settled = 0;
     int rc = 0;
     for (int64_t pass = 0; pass < o->warmup + trials && rc == 0; pass++) {
-        kv->n = depth;
-        double t0 = clock_s();
-        model_generate(m, kv, s, o->prompt, o->n_prompt, ids, n, on_token, &w);
-        if (pass == 0) memcpy(run->generated, ids, (size_t)n * sizeof *ids);
-        else if (memcmp(run->generated, ids, (size_t)n * sizeof *ids))
-            rc = err_set(e, "backend %s: two passes gave different tokens (a deterministic one was expected)",
-                         m->be->ops->name);
-        if (pass >= o->warmup) note_trial(run, o, pass - o->warmup, t0, at);
+        if (pass == o->warmup && be->ops->sense) {
+            settled = device_settle(be, one_pass, &p);
+            be->ops->sense(be, &before);
+        }
+        one_pass(&p);
+        if (pass == 0) memcpy(run->generated, p.ids, (size_t)n * sizeof *p.ids);
+        else if (memcmp(run->generated, p.ids, (size_t)n * sizeof *p.ids))
+            rc = err_set(e, "backend %s: two passes gave different tokens (a deterministic one was expected)", be->ops->name);
+        if (pass >= o->warmup) note_trial(run, &p, pass - o->warmup);
         ++*passes_done;
         if (o->on_pass) o->on_pass(o->ctx, *passes_done);
     }
+    if (!rc && be->ops->sense) run->device = device_of(&p, settled, &before);
     *filled = depth; /* whatever was above is overwritten */
-    free(at);
-    free(ids);
+    free(p.at);
+    free(p.ids);
     if (rc) bench_run_free(run);
     return rc;
 }
@@ -129,6 +188,7 @@ void bench_run_free(struct bench_run *run)
     free(run->decode_tps);
     free(run->token_ms);
     free(run->generated);
+    json_decref(run->device);
     memset(run, 0, sizeof *run);
 }
 
@@ -140,6 +200,7 @@ json_t *bench_run_json(const struct bench_run *run)
     json_put(o, "prefill_tps", bench_summary_json(run->prefill_tps, run->n_trials));
     json_put(o, "decode_tps", bench_summary_json(run->decode_tps, run->n_decode));
     json_put(o, "token_ms", bench_summary_json(run->token_ms, run->n_token_ms));
+    json_put(o, "device", run->device ? json_incref(run->device) : json_null());
     return o;
 }
 
@@ -176,6 +237,10 @@ static void add_regions(struct regions *to, const struct checkpoint *c, const st
 
 double bench_read_bandwidth(const struct model *m, const struct checkpoint *c, const char **from)
 {
+    if (m->be->ops->copy_bandwidth) {
+        *from = "copy";
+        return m->be->ops->copy_bandwidth(m->be);
+    }
     struct regions all = {0};
     char name[LINEAR_NAME_MAX];
     add_regions(&all, c, &m->head, m->tied ? "model.embed_tokens" : "lm_head");

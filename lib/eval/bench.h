@@ -36,15 +36,19 @@ struct bench_run {
     int64_t depth, n_trials, n_token_ms, n_decode;
     double *ttft_ms, *prefill_tps, *decode_tps, *token_ms;
     int32_t *generated; /* (n_gen) ids, the same in every trial */
+    json_t *device;     /* NULL on the CPU; else {"settle_passes", "before", "after" the trials (eval/device.h),
+                           "energy": {"prefill_j_per_token", "decode_j_per_token", "passes"}|null} */
 };
 
 /* A trial: kv->n = depth, then prompt and n_gen greedy tokens by model_generate; end-of-text has no meaning here. The
  * cache up to `depth` is filled by a real prefill first, unless it holds at least as much of the filler already (*filled
- * tokens, updated). A trial whose ids differ from the first's is an error: a backend must be deterministic. */
+ * tokens, updated). A trial whose ids differ from the first's is an error: a backend must be deterministic. On a device
+ * that tells its clock more passes are run until it has settled, before the trials; energy is measured in passes of its
+ * own, a second of them, after the trials. */
 int bench_depth(const struct model *m, struct kv_cache *kv, struct scratch *s, const struct bench_opts *o, int64_t depth,
                 int64_t *filled, int64_t *passes_done, struct bench_run *run, struct err *e);
 void bench_run_free(struct bench_run *run);
-/* {"depth", "ttft_ms", "prefill_tps", "decode_tps", "token_ms"}; decode fields null with n_gen == 1. */
+/* {"depth", "ttft_ms", "prefill_tps", "decode_tps", "token_ms", "device"}; decode fields null with n_gen == 1. */
 json_t *bench_run_json(const struct bench_run *run);
 
 /* Bytes that decoding one token reads, averaged over the N−1 decode steps of a trial: weights, and the K and V of all
@@ -54,7 +58,7 @@ double bench_decode_bytes(const struct model *m, const struct kv_cache *kv, int6
 
 /* Bytes per second that this process reads with all its threads (eval/bandwidth.h): over the mapped weights of the model
  * themselves (*from = "weights"), which are resident anyway, or over a 128 MiB buffer of its own ("buffer") where those
- * are under 64 MiB, so that little memory is used for it. */
+ * are under 64 MiB, so that little memory is used for it. Of a device: its copies ("copy"), both directions counted. */
 double bench_read_bandwidth(const struct model *m, const struct checkpoint *c, const char **from);
 
 /* One pass at this depth on a timed backend (eval/kernel_timer.h), phases "fill" (if depth > 0), "prefill", "decode".

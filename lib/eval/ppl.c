@@ -136,6 +136,8 @@ static int compare_slice(struct run *x, int64_t row, int64_t n, const int32_t *t
     if (ref->rows) be->ops->upload(be, ref->rows, x->job->states->rows + at * D, (size_t)(n * D) * sizeof(float));
     if (x->saving && save_rows(x, hidden, n, e)) return -1;
     model_logits(ref->m, hidden, n, ref->logits);
+    struct backend *other = x->model.m->be; /* whose queue be knows nothing of */
+    other->ops->sync(other);
     struct divergence d[MAX_SLICE];
     be->ops->diverge(be, d, ref->logits, x->model.logits, targets, n, ref->m->cfg.vocab_size);
     for (int64_t i = 0; i < n; i++) {

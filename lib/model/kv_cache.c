@@ -22,8 +22,15 @@ int kv_alloc(struct kv_cache *kv, const struct model *m, int64_t capacity, struc
     kv->k = m->be->ops->alloc(m->be, kv->bytes / 2, e);
     if (kv->k) kv->v = m->be->ops->alloc(m->be, kv->bytes / 2, e);
     if (kv->v) return 0;
+    int64_t tokens = kv->capacity, bytes = (int64_t)kv->bytes;
     kv_free(kv, m);
-    return err_prefix(e, "KV cache of %lld tokens", (long long)capacity);
+    err_prefix(e, "KV cache of %lld tokens", (long long)capacity);
+    if (m->be->ops->describe) {
+        struct device d;
+        m->be->ops->describe(m->be, &d);
+        err_suffix(e, "; %lld tokens would fit", (long long)(d.free_bytes / (bytes / tokens) / KV_ROUND * KV_ROUND));
+    }
+    return -1;
 }
 
 void kv_free(struct kv_cache *kv, const struct model *m)

@@ -2,6 +2,7 @@
 
 #include "base/mem.h"
 #include "base/par.h"
+#include "model/plan.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -140,10 +141,26 @@ static int load_layer(struct model *m, int64_t i, const struct checkpoint *c, st
     return 0;
 }
 
+/* Before anything is copied to a device: whether the weights will fit. */
+static int check_room(struct backend *be, const struct checkpoint *c, struct err *e)
+{
+    struct memory_plan p;
+    struct device d;
+    if (!be->ops->describe) return 0;
+    if (memory_plan(&p, c, be, 1, 1, e)) return -1;
+    be->ops->describe(be, &d);
+    if (p.weights_bytes <= d.free_bytes) return 0;
+    double mib = 1 << 20, n = (double)plan_n_params(&c->config, c->tied);
+    return err_set(e, "%s: out of memory: weights take %.1f MiB, %.1f MiB are free (%.1f MiB are missing; %.1f bits a "
+                      "parameter would fit)", d.name, (double)p.weights_bytes / mib, (double)d.free_bytes / mib,
+                   (double)(p.weights_bytes - d.free_bytes) / mib, 8 * (double)d.free_bytes / n);
+}
+
 int model_load(struct model *m, struct backend *be, const struct checkpoint *c, struct err *e)
 {
     memset(m, 0, sizeof *m);
     m->be = be;
+    if (check_room(be, c, e)) return err_prefix(e, "%s", c->path);
     m->cfg = c->config;
     m->tied = c->tied;
     const struct config *cfg = &m->cfg;

@@ -61,24 +61,34 @@ int64_t plan_n_params(const struct config *c, bool tied)
     return c->n_layers * layer + (tied ? 1 : 2) * c->vocab_size * c->hidden_size + n_vector_params(c);
 }
 
+struct sum {
+    struct backend *be;
+    int64_t bytes;
+};
+
+/* As model_load hands it to the backend: GGUF blocks as f16. */
 static int add_weight(void *ctx, const char *name, const struct qweight *w, struct err *e)
 {
     (void)name, (void)e;
-    int64_t *sum = ctx;
-    if (w->fmt.kind == CODE_FLOAT && dtype_is_block(w->fmt.dtype))
-        *sum += (int64_t)dtype_bytes(DT_F16, w->n_out * w->n_in);
-    else *sum += w->bytes;
+    struct sum *s = ctx;
+    struct qweight f16 = *w;
+    if (w->fmt.kind == CODE_FLOAT && dtype_is_block(w->fmt.dtype)) {
+        f16.fmt = *format_find("f16");
+        f16.out_dtype = DT_F16;
+        f16.bytes = (int64_t)dtype_bytes(DT_F16, w->n_out * w->n_in);
+    }
+    s->bytes += s->be->ops->weight_bytes ? (int64_t)s->be->ops->weight_bytes(s->be, &f16) : f16.bytes;
     return 0;
 }
 
-int memory_plan(struct memory_plan *p, const struct checkpoint *c, enum compute compute, int64_t ctx, int64_t batch,
+int memory_plan(struct memory_plan *p, const struct checkpoint *c, struct backend *be, int64_t ctx, int64_t batch,
                 struct err *e)
 {
     *p = (struct memory_plan){0};
-    if (plan_each_weight(c, add_weight, &p->weights_bytes, e)) return -1;
-    p->weights_bytes += n_vector_params(&c->config) * (int64_t)sizeof(float);
-    p->kv_bytes = plan_kv_bytes(&c->config, compute, ctx);
+    struct sum s = {be, 0};
+    if (plan_each_weight(c, add_weight, &s, e)) return -1;
+    p->weights_bytes = s.bytes + n_vector_params(&c->config) * (int64_t)sizeof(float);
+    p->kv_bytes = plan_kv_bytes(&c->config, be->compute, ctx);
     p->scratch_bytes = plan_scratch_bytes(&c->config, batch);
-    p->predicted_bytes = p->weights_bytes + p->kv_bytes + p->scratch_bytes;
     return 0;
 }

@@ -7,12 +7,12 @@
 
 struct memory_plan {
     int64_t weights_bytes; /* linears, embedding, head as stored (GGUF blocks and permuted rows as model_load expands
-                              them); norms and biases in f32 */
+                              them) or as the device lays them out; norms and biases in f32 */
     int64_t kv_bytes;      /* one sequence of ctx tokens */
     int64_t scratch_bytes; /* activations of `batch` rows, and one row of logits */
-    int64_t predicted_bytes; /* the sum */
 };
-int memory_plan(struct memory_plan *p, const struct checkpoint *c, enum compute compute, int64_t ctx, int64_t batch,
+/* On this backend; its own buffers and its runtime come on top (eval/device.h). */
+int memory_plan(struct memory_plan *p, const struct checkpoint *c, struct backend *be, int64_t ctx, int64_t batch,
                 struct err *e);
 
 /* The terms, shared with model.h's allocations. */
