@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "base/msg.h"
 
+#include <assert.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sched.h>
@@ -30,19 +31,26 @@ struct job {
     bool dynamic;
 };
 
+/* Items begin … end−1 that a thread has still to do: begin in the low half, end in the high half of one word, so that
+ * the owner takes the first and others the last by compare and swap. A cache line each. */
+struct share {
+    _Alignas(64) _Atomic uint64_t range;
+};
+
 static struct {
     int want, n_workers; /* threads in all that were asked for; workers that run (want − 1 at most) */
     pthread_t *workers;
+    struct share *shares; /* want */
     pthread_mutex_t lock;
     pthread_cond_t go, done;
-    /* An epoch is a piece of work. `job` and `active` are written before the epoch rises and stay until all who take
-     * part have left. */
-    atomic_uint epoch;
-    atomic_int sleeping, left;
     atomic_bool main_sleeps, stop;
-    struct job job;
+    atomic_int sleeping;
+    /* An epoch is a piece of work. `job` and `active` are written before the epoch rises and stay until all who take
+     * part have left. What main writes and what workers write lie on lines of their own. */
+    _Alignas(64) atomic_uint epoch;
     int active; /* threads that take part, the caller included */
-    _Atomic int64_t next;
+    struct job job;
+    _Alignas(64) atomic_int left;
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .go = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
 
 static _Thread_local bool inside; /* a piece of work that itself calls par_for runs that alone */
@@ -54,14 +62,31 @@ int par_cores(void)
     return n > 0 ? n : 1;
 }
 
+/* The next item of a share, from its front or from its back; −1 if there is none. */
+static int64_t take(struct share *s, bool front)
+{
+    uint64_t r = atomic_load_explicit(&s->range, memory_order_relaxed);
+    for (;;) {
+        uint32_t begin = (uint32_t)r, end = (uint32_t)(r >> 32);
+        if (begin >= end) return -1;
+        uint64_t rest = front ? r + 1 : r - ((uint64_t)1 << 32);
+        if (atomic_compare_exchange_weak_explicit(&s->range, &r, rest, memory_order_relaxed, memory_order_relaxed))
+            return front ? begin : end - 1;
+    }
+}
+
+static void run_item(const struct job *j, int64_t i, int thread)
+{
+    int64_t b = i * j->grain, e = b + j->grain < j->n ? b + j->grain : j->n;
+    j->fn(j->ctx, b, e, thread);
+}
+
 static void run_share(const struct job *j, int thread, int active)
 {
     inside = true;
     if (j->dynamic) {
-        for (int64_t i; (i = atomic_fetch_add_explicit(&pool.next, 1, memory_order_relaxed)) < j->items;) {
-            int64_t b = i * j->grain, e = b + j->grain < j->n ? b + j->grain : j->n;
-            j->fn(j->ctx, b, e, thread);
-        }
+        for (int k = 0; k < active; k++) /* one's own first */
+            for (int64_t i; (i = take(&pool.shares[(thread + k) % active], k == 0)) >= 0;) run_item(j, i, thread);
     } else {
         int64_t b = j->items * thread / active * j->grain, e = j->items * (thread + 1) / active * j->grain;
         if (e > j->n) e = j->n;
@@ -138,7 +163,9 @@ void par_stop(void)
     for (int i = 0; i < pool.n_workers; i++) pthread_join(pool.workers[i], NULL);
     atomic_store(&pool.stop, false);
     free(pool.workers);
+    free(pool.shares);
     pool.workers = NULL;
+    pool.shares = NULL;
     pool.n_workers = 0;
 }
 
@@ -146,6 +173,7 @@ void par_stop(void)
 static void start_workers(void)
 {
     pool.workers = mem_new((size_t)pool.want, sizeof *pool.workers);
+    pool.shares = mem_array((size_t)pool.want, sizeof *pool.shares);
     sigset_t all, old; /* signals go to the main thread */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -179,16 +207,14 @@ static void run(struct job j)
 {
     if (j.n <= 0) return;
     j.items = (j.n + j.grain - 1) / j.grain;
+    assert(j.items < (int64_t)1 << 31);
     int active = inside ? 1 : par_threads();
     if (active > j.items) active = (int)j.items;
     if (active == 1) {
         bool was = inside;
         inside = true;
         if (!j.dynamic) j.fn(j.ctx, 0, j.n, 0);
-        for (int64_t i = 0; j.dynamic && i < j.items; i++) {
-            int64_t b = i * j.grain;
-            j.fn(j.ctx, b, b + j.grain < j.n ? b + j.grain : j.n, 0);
-        }
+        for (int64_t i = 0; j.dynamic && i < j.items; i++) run_item(&j, i, 0);
         inside = was;
         return;
     }
@@ -196,7 +222,10 @@ static void run(struct job j)
     if (active > pool.n_workers + 1) active = pool.n_workers + 1;
     pool.job = j;
     pool.active = active;
-    atomic_store(&pool.next, 0);
+    for (int64_t t = 0; j.dynamic && t < active; t++)
+        atomic_store_explicit(&pool.shares[t].range,
+                              (uint64_t)(j.items * t / active) | (uint64_t)(j.items * (t + 1) / active) << 32,
+                              memory_order_relaxed);
     atomic_store(&pool.left, pool.n_workers);
     raise_epoch();
     run_share(&j, 0, active);

@@ -17,7 +17,8 @@ int par_cores(void);
  * 0 … par_threads()−1 and no two calls with the same thread run at once. Static split: contiguous, even shares. */
 typedef void par_fn(void *ctx, int64_t begin, int64_t end, int thread);
 void par_for(int64_t n, int64_t grain, par_fn *fn, void *ctx);
-/* The same, but ranges of one grain each are handed out as threads get free: for items of uneven cost. */
+/* The same in ranges of one grain each: a thread that is through with its share takes grains from the end of another's.
+ * For items of uneven cost, or where threads start late or are held up. */
 void par_for_dynamic(int64_t n, int64_t grain, par_fn *fn, void *ctx);
 
 #endif

@@ -7,13 +7,15 @@
 enum {
     FEW_TOKENS = 8,  /* up to here codes are used as they stream in; from there on they are unpacked once */
     FEW_AT_ONCE = 4,
+    FEW_BYTES = 8192,  /* of codes: less is not worth waking threads */
+    GRAIN_BYTES = 16384, /* what a thread takes at once */
     TOKEN_SLAB = 264 /* tokens of an item at most: the finer, the better threads share; unpacking is repeated for each */
 };
 
 struct mm8 {
     const struct mm *mm;
     struct acts x;
-    int64_t parts, slabs, slab;
+    int64_t slabs, slab;
 };
 
 static void quantize_rows(void *ctx, int64_t begin, int64_t end, int thread)
@@ -42,27 +44,36 @@ static void store(const struct matmul *job, const float *y, int64_t width, int64
 
 static const struct panels *panels_of(const struct matmul *job) { return &((const struct cpu_weight *)job->w->data)->panels; }
 
-/* Few tokens: item i is slice i of every job. */
-static void slices(void *ctx, int64_t begin, int64_t end, int thread)
+/* Panels p … end−1 of one job, all tokens, straight from the codes. */
+static void stream(const struct mm8 *m, const struct matmul *job, int64_t p, int64_t end)
+{
+    for (; p < end; p++) {
+        _Alignas(64) float y[FEW_AT_ONCE * PANEL_ROWS];
+        for (int64_t t = 0; t < m->x.n_tok; t += FEW_AT_ONCE) {
+            int nt = m->x.n_tok - t < FEW_AT_ONCE ? (int)(m->x.n_tok - t) : FEW_AT_ONCE;
+            m->mm->c->k8->few(panels_of(job), p, &m->x, t, nt, y);
+            store(job, y, PANEL_ROWS, p * PANEL_ROWS, t, nt);
+        }
+    }
+}
+
+/* Few tokens: items are the panels of one job after the other; of both at once where what follows wants both. */
+static void panels(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
     const struct mm8 *m = ctx;
     const struct mm *mm = m->mm;
-    for (int64_t i = begin; i < end; i++)
-        for (int j = 0; j < mm->n_jobs; j++) {
-            const struct panels *w = panels_of(&mm->jobs[j]);
-            int64_t first = w->n_panels * i / m->parts, last = w->n_panels * (i + 1) / m->parts;
-            for (int64_t p = first; p < last; p++) {
-                _Alignas(64) float y[FEW_AT_ONCE * PANEL_ROWS];
-                for (int64_t t = 0; t < m->x.n_tok; t += FEW_AT_ONCE) {
-                    int nt = m->x.n_tok - t < FEW_AT_ONCE ? (int)(m->x.n_tok - t) : FEW_AT_ONCE;
-                    mm->c->k8->few(w, p, &m->x, t, nt, y);
-                    store(&mm->jobs[j], y, PANEL_ROWS, p * PANEL_ROWS, t, nt);
-                }
-            }
-            int64_t end_row = last * PANEL_ROWS < w->n_out ? last * PANEL_ROWS : w->n_out;
-            if (j == mm->n_jobs - 1) mm_then(mm, first * PANEL_ROWS, end_row, 0, mm->n_tok);
+    for (int j = 0; begin < end; j++) {
+        int64_t n = panels_of(&mm->jobs[j])->n_panels, last = end < n ? end : n, n_out = mm->jobs[j].w->n_out;
+        if (begin < last) {
+            stream(m, &mm->jobs[j], begin, last);
+            if (mm->then == THEN_SWIGLU) stream(m, &mm->jobs[1], begin, last);
+            mm_then(mm, begin * PANEL_ROWS, last * PANEL_ROWS < n_out ? last * PANEL_ROWS : n_out, 0, mm->n_tok);
+            begin = last;
         }
+        begin -= n;
+        end -= n;
+    }
 }
 
 /* Block b of one job for tokens t0 … t1−1. */
@@ -127,18 +138,22 @@ void mm_int8(const struct mm *mm)
     }
     par_if(n_tok * mm->n_in, n_tok, 1, quantize_rows, &m);
 
-    int64_t rows = 0, items = 0;
+    int64_t n_panels = 0, n_blocks = 0, bytes = 0;
     for (int j = 0; j < mm->n_jobs; j++) {
-        rows += mm->jobs[j].w->n_out;
-        if (j == 0 || mm->then != THEN_SWIGLU) items += blocks_of(&m, j);
+        const struct panels *w = panels_of(&mm->jobs[j]);
+        bytes += w->n_panels * (int64_t)w->panel_bytes;
+        if (j > 0 && mm->then == THEN_SWIGLU) continue;
+        n_panels += w->n_panels;
+        n_blocks += blocks_of(&m, j);
     }
-    if (few) {
-        m.parts = par_threads();
-        par_if(rows * mm->n_in / 4, m.parts, 1, slices, &m);
+    if (few && bytes < FEW_BYTES) {
+        panels(&m, 0, n_panels, 0);
+    } else if (few) {
+        par_for_dynamic(n_panels, GRAIN_BYTES * n_panels / bytes + 1, panels, &m);
     } else {
         m.slabs = (n_tok + TOKEN_SLAB - 1) / TOKEN_SLAB;
         m.slab = (n_tok + m.slabs - 1) / m.slabs;
         m.slab = (m.slab + k->tokens - 1) / k->tokens * k->tokens;
-        par_for_dynamic(items * m.slabs, 1, blocks, &m);
+        par_for_dynamic(n_blocks * m.slabs, 1, blocks, &m);
     }
 }
