@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(threads) score_kernel(struct score *out, rows_
 {
     const int row = blockIdx.y, which = blockIdx.z, at = int(blockIdx.x) * slice_len;
     const int64_t n_vocab = a.n_vocab, slot = int64_t(which) * gridDim.y + row;
-    const float *x = a.logits[which] + row * n_vocab;
+    const float *x = (which ? a.logits[1] : a.logits[0]) + row * n_vocab; /* an index would put `a` into local memory */
     float v[per_thread];
     load_slice(v, x + at, int(min(n_vocab - at, int64_t(slice_len))));
     const best b = block_best(v, at);

@@ -9,7 +9,7 @@ BATS := $(sort $(wildcard tests/pipeline/*.bats)) $(sort $(wildcard tests/cli/*.
 # CHECK="tests/cli/qload.bats build/tests/test_json" runs just these.
 check: all tests $(if $(CHECK),$(filter $(EMU_BIN),$(CHECK)),$(EMU_BIN))
 	@B='$(abspath $(B))' SAN='$(SAN)' CHECK_JOBS='$(CHECK_JOBS)' CHECK_TIMEOUT='$(CHECK_TIMEOUT)' \
-	    tests/run-checks $(or $(CHECK),$(BATS) $(UNIT_BIN) $(EMU_BIN))
+	    tests/run-checks $(or $(CHECK),$(BATS) $(UNIT_BIN) $(EMU_BIN) $(EMU_SASS))
 check-unit: tests
 	@$(MAKE) --no-print-directory check CHECK='$(UNIT_BIN)'
 check-cli: all tests

@@ -8,13 +8,19 @@ EMU_SRC := $(sort $(wildcard tests/emu/test_*.cpp))
 EMU_BIN := $(if $(EMU_HAVE),$(foreach b,$(EMU_BUILDS),$(EMU_SRC:tests/emu/%.cpp=$(EMU)/%-$(b))))
 EMU_PARTS := $(CUDA_SRC) $(sort $(wildcard tests/emu/engine/*.cpp)) tests/emu/check.cpp
 
-EMU_FLAGS = -std=c++17 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -fno-strict-aliasing -D_GNU_SOURCE -DQLAB_CUDA \
+EMU_WARN ?= -Wall -Wextra -Werror -Wno-unknown-pragmas
+EMU_FLAGS = -std=c++17 -g $(EMU_WARN) -fno-strict-aliasing -D_GNU_SOURCE -DQLAB_CUDA \
     -Itests/emu/include -Itests/emu -Ilib -Icuda -Itests/lib
 EMU_FLAGS_plain := -O2
 EMU_FLAGS_asan := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 EMU_FLAGS_tsan := -O1 -fsanitize=thread
 
-.PHONY: check-emu
+# What the compiled kernels consist of; says so where there is no nvcc or cuobjdump.
+EMU_SASS := $(if $(SAN),,tests/emu/sass)
+
+.PHONY: check-emu check-sass
+check-sass: all
+	@B='$(abspath $(B))' SHOW=1 tests/run-checks $(EMU_SASS)
 check-emu: $(EMU_BIN) $(EMU)/libq.a
 	@$(if $(EMU_HAVE),,echo 'check-emu: no C++ compiler ($(EMU_CXX)): nothing was run'; exit 1)
 	@B='$(abspath $(B))' SHOW=1 CHECK_JOBS='$(CHECK_JOBS)' CHECK_TIMEOUT='$(CHECK_TIMEOUT)' tests/run-checks $(EMU_BIN)
