@@ -1,4 +1,4 @@
-/* Frame of the tests in tests/emu/test_*.cpp. A test is run for each seed of its build (three in the plain one: three
+/* Frame of the tests in tests/emu/test_*.cpp, on the CPU and, compiled by nvcc, on a GPU (tests/gpu). A test is run for each seed of its build (three in the plain one: three
  * schedules; one under the sanitizers) and prints one line: name, shapes, seeds, the largest error.
  *
  *   EMU_TEST(rmsnorm)
@@ -12,11 +12,14 @@
 #ifndef EMU_CHECK_H
 #define EMU_CHECK_H
 
-#include "engine/engine.h"
-#include "engine/machine.h"
-
 #include <cuda_runtime.h>
 
+#ifdef CUDA_EMU
+#include "engine/engine.h"
+#include "engine/machine.h"
+#endif
+
+#include <cstdio>
 #include <random>
 #include <string>
 #include <vector>
@@ -62,6 +65,7 @@ std::mt19937 &random(); /* seeded by it */
 int pick(int lo, int hi);
 float uniform(float lo, float hi);
 bool slow(); /* a sanitizer build: fewer or smaller shapes will do */
+[[noreturn]] void broken(const char *what, size_t n);
 
 /* Runs fn in a process of its own (this program again: TSan cannot go on in a forked child); passes if that ends with
  * an error and says `message` on stderr. */
@@ -76,19 +80,22 @@ template <class T> struct dev {
     T *p = nullptr;
     explicit dev(size_t count) : n(count)
     {
-        if (cudaMalloc(&p, n * sizeof(T)) != cudaSuccess) emu::die("a test's device buffer of %zu elements", n);
+        if (cudaMalloc(&p, n * sizeof(T)) != cudaSuccess) check::broken("a device buffer", n);
+#ifndef CUDA_EMU /* the emulation's memory is full of NaN as it comes */
+        if (cudaMemset(p, 0xff, n * sizeof(T)) != cudaSuccess) check::broken("filling a device buffer", n);
+#endif
     }
     explicit dev(const std::vector<T> &v) : dev(v.size()) { put(v); }
     void put(const std::vector<T> &v)
     {
         if (v.size() != n || cudaMemcpy(p, v.data(), n * sizeof(T), cudaMemcpyHostToDevice) != cudaSuccess)
-            emu::die("filling a test's device buffer");
+            check::broken("filling a device buffer", n);
     }
     std::vector<T> get() const
     {
         std::vector<T> v(n);
         if (cudaMemcpy(v.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost) != cudaSuccess)
-            emu::die("reading a test's device buffer");
+            check::broken("reading a device buffer", n);
         return v;
     }
     ~dev() { cudaFree(p); }

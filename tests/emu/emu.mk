@@ -47,3 +47,15 @@ $(EMU)/backend.o: lib/backend/backend.c $(B)/flags.stamp
 -include $(EMU)/backend.d
 $(EMU)/flags.stamp: FORCE
 	$(call put,printf '%s\n' '$(EMU_CXX) $(EMU_FLAGS) $(foreach b,$(EMU_BUILDS),$(EMU_FLAGS_$(b)))'; $(EMU_CXX) --version | head -n 1)
+
+# The same tests for a GPU: all but those of the emulation itself. tests/gpu/run runs them.
+GPU_BIN := $(if $(WITH_CUDA),$(patsubst tests/emu/%.cpp,$(B)/gpu/%,$(filter-out %/test_engine.cpp %/test_runtime.cpp,$(EMU_SRC))))
+.PHONY: gpu-tests
+gpu-tests: all $(GPU_BIN) $(TEST_TOOL_BIN)
+$(B)/gpu/%.o: tests/emu/%.cpp $(B)/cuda.stamp
+	@mkdir -p $(@D)
+	$(call say,NVCC)$(NVCC) -x cu -std=c++17 -O2 -Ilib -Icuda -Itests/emu -Itests/lib $(CUDA_GENCODE) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+$(B)/gpu/%: $(B)/gpu/%.o $(B)/gpu/check.o $(TEST_LIB_OBJ) $(B)/libq.a
+	$(call say,LD)$(NVCC) $(CUDA_GENCODE) -o $@ $^ -lcmocka $(LDLIBS)
+.SECONDARY: $(GPU_BIN:=.o) $(B)/gpu/check.o
+-include $(GPU_BIN:=.d) $(B)/gpu/check.d
