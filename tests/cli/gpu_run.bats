@@ -1,0 +1,50 @@
+#!/usr/bin/env bats
+# tests/gpu/run itself, with the CPU in place of a GPU and a tiny model: what it makes, that it goes on, that it fails.
+
+load common
+
+setup() {
+    cd "$BATS_TEST_DIRNAME/../.." || return
+    export B=${B:-build} OUT=$BATS_TEST_TMPDIR/out DEVICE=cpu SHAPES='' FORMATS="f16 int8-row" DEPTHS=0,8 PROMPTS=16 GEN=4 MODEL=''
+}
+
+@test "perplexity and speed: records, one JSON, one table; a second run does nothing again" {
+    run tests/gpu/run ppl
+    [ "$status" = 0 ]
+    MODEL=$OUT/models/tiny
+    run tests/gpu/run bench
+    [ "$status" = 0 ]
+    [ "$(jq '.records | length' "$OUT/gpu.json")" = 7 ] # 2 + 3 of perplexity, 2 of speed
+    grep -qE '^\| tiny-int8-row \| [0-9.]+ \| [0-9.]+ \| [0-9.]+ \|$' "$OUT/gpu.md"
+    grep -qE '^\| default-int8-row-p16 \| [0-9.]+ \| [0-9.]+ \| [0-9.e-]+ \|$' "$OUT/gpu.md"
+    before=$(sha256sum "$OUT"/records/*.json)
+    run tests/gpu/run bench
+    [ "$status" = 0 ]
+    [ "$(grep -c 'done before' <<<"$output")" = 2 ]
+    MODEL='' run tests/gpu/run ppl
+    [ "$(grep -c 'done before' <<<"$output")" = 5 ]
+    [ "$(sha256sum "$OUT"/records/*.json)" = "$before" ]
+}
+
+@test "a step that fails is named, exits 1, leaves no record, and is tried again" {
+    DEVICE=cuda:77 run tests/gpu/run ppl
+    [ "$status" = 1 ]
+    [[ "$output" == *"ppl-tiny-f16-f32.json: FAILED (exit 1): qppl: "* ]]
+    [ ! -e "$OUT/records/ppl-tiny-f16-f32.json" ]
+    run tests/gpu/run ppl
+    [ "$status" = 0 ]
+}
+
+@test "a perplexity that differs by more than 1e-3 fails" {
+    FORMATS=f16 run tests/gpu/run ppl
+    [ "$status" = 0 ]
+    sed -i -E 's/"ppl":1/"ppl":2/' "$OUT/records/ppl-tiny-f16-f32.json"
+    FORMATS=f16 run tests/gpu/run ppl
+    [ "$status" = 1 ]
+    [[ "$output" == *"within 1e-3 was expected"* ]]
+}
+
+@test "an unknown part is usage" {
+    run tests/gpu/run speed
+    [ "$status" = 2 ]
+}
