@@ -4,6 +4,7 @@
 #define QLAB_QUANTIZE_CHOOSE_H
 
 #include "base/half.h"
+#include "base/wide.h"
 #include "quantize/method.h"
 
 /* One group of n weights x, already rounded to the model's dtype, finite. Codes q are signed for CODE_INT
@@ -40,32 +41,6 @@ void book_codes(const struct book_order *o, const float *x, int64_t n, uint8_t *
 void nested_quantize(float *absmax, int64_t n, uint8_t *codes, float *nested, float map[256], float *offset);
 /* bitsandbytes' signed dynamic map (create_dynamic_map). */
 void nested_map(float map[256]);
-
-/* Compiled for wider vectors too and chosen when the program starts. No multiply-add and a fixed order of sums: the same
- * results either way. */
-#if defined __x86_64__ && defined __gnu_linux__ && !defined __SANITIZE_ADDRESS__ && !defined __clang__
-#define WIDE __attribute__((target_clones("avx2", "default")))
-#else
-#define WIDE
-#endif
-
-/* ---- rounding of values, without branches so that loops vectorize; the same results as base/half.h ---- */
-
-static inline float round_f16(float v)
-{
-    uint32_t u = f32_bits(v), sign = u & 0x80000000u, a = u & 0x7fffffffu;
-    uint32_t normal = (a + 0xfffu + ((a >> 13) & 1)) & ~0x1fffu;
-    uint32_t small = f32_bits((f32_from_bits(a) + 0.5f) - 0.5f); /* multiples of 2^-24 */
-    uint32_t r = a < 0x38800000u ? small : normal;
-    r = a >= 0x477ff000u ? 0x7f800000u : r;
-    return f32_from_bits(sign | r);
-}
-
-static inline float round_bf16(float v)
-{
-    uint32_t u = f32_bits(v);
-    return f32_from_bits((u + 0x7fffu + ((u >> 16) & 1)) & 0xffff0000u);
-}
 
 /* Half to even, for |v| < 2^22. */
 static inline float round_even(float v) { return (v + 12582912.0f) - 12582912.0f; }

@@ -2,9 +2,12 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/wide.h"
 #include "views/convert.h"
 
 #include <math.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -123,12 +126,64 @@ void folder_free(struct folder *f)
 
 /* ---- writing ---- */
 
+/* One tensor's bytes on their way to the file. */
+struct pending {
+    bool busy, threaded;
+    pthread_t thread;
+    struct st_writer *w;
+    struct qbuffer b;
+    const struct tensor *src; /* not NULL: it is what is written */
+    int rc;
+    struct err e;
+};
+
 struct run {
     struct folder *f;
     void (*on_bytes)(void *ctx, int64_t done, int64_t total);
     void *ctx;
     int64_t total;
+    struct pending pending;
 };
+
+/* Waits for the bytes that are on their way to the file. */
+static int flush(struct run *x, struct err *e)
+{
+    struct pending *p = &x->pending;
+    if (!p->busy) return 0;
+    if (p->threaded) pthread_join(p->thread, NULL);
+    p->busy = false;
+    if (p->rc) *e = p->e;
+    return p->rc;
+}
+
+static void *write_pending(void *ctx)
+{
+    struct pending *p = ctx;
+    if (p->src) {
+        p->rc = st_writer_append(p->w, p->src->data, p->src->n_bytes, &p->e);
+        checkpoint_drop(p->src);
+    } else {
+        p->rc = container_append(p->w, &p->b, &p->e);
+        qbuffer_free(&p->b);
+    }
+    return NULL;
+}
+
+/* Either b, which it takes over, or src, in a thread of its own while the next tensor is quantized. */
+static int write_later(struct run *x, struct st_writer *w, const struct qbuffer *b, const struct tensor *src, struct err *e)
+{
+    struct pending *p = &x->pending;
+    int rc = flush(x, e);
+    *p = (struct pending){.busy = true, .w = w, .src = src};
+    if (b) p->b = *b;
+    sigset_t all, old; /* signals go to the main thread */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    p->threaded = pthread_create(&p->thread, NULL, write_pending, p) == 0;
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (!p->threaded) write_pending(p);
+    return rc;
+}
 
 static int write_entry(struct run *x, struct folder_item *it, struct st_writer *w, struct err *e)
 {
@@ -139,14 +194,12 @@ static int write_entry(struct run *x, struct folder_item *it, struct st_writer *
     struct quant_job job = {en->name, &src, en->fmt, x->f->model_dtype};
     if (method_quantize(en->method, &job, &b, &it->stats, e)) return err_prefix(e, "%s", x->f->src->path);
     qweight_drop(&src);
-    int rc = container_append(w, &b, e);
-    qbuffer_free(&b);
     x->f->done += src.bytes;
-    return rc;
+    return write_later(x, w, &b, NULL, e);
 }
 
 /* All exponent bits set anywhere? */
-static bool any_not_finite(enum dtype t, const void *p, int64_t n)
+WIDE static bool any_not_finite(enum dtype t, const void *p, int64_t n)
 {
     uint32_t bad = 0;
     if (t == DT_F32)
@@ -158,21 +211,16 @@ static bool any_not_finite(enum dtype t, const void *p, int64_t n)
     return bad;
 }
 
-static int write_as_is(struct run *x, const struct folder_item *it, struct st_writer *w, struct err *e)
-{
-    int rc = st_writer_append(w, it->src->data, it->src->n_bytes, e);
-    checkpoint_drop(it->src);
-    x->f->done += (int64_t)it->src->n_bytes;
-    return rc;
-}
-
 /* A tensor as it is, or in another float dtype; NaN, Inf and values that do not fit are refused as everywhere. */
 static int write_copy(struct run *x, const struct folder_item *it, struct st_writer *w, struct err *e)
 {
     const struct tensor *t = it->src;
     int64_t rows = tensor_rows(t), cols = tensor_row_elems(t), step = CHUNK / 4 / (cols ? cols : 1);
-    if (t->dtype == it->dtype && !t->permuted_heads && !any_not_finite(t->dtype, t->data, tensor_elems(t)))
-        return write_as_is(x, it, w, e);
+    if (t->dtype == it->dtype && !t->permuted_heads && !any_not_finite(t->dtype, t->data, tensor_elems(t))) {
+        x->f->done += (int64_t)t->n_bytes;
+        return write_later(x, w, NULL, t, e);
+    }
+    if (flush(x, e)) return -1;
     if (step < 1) step = 1;
     if (step > rows) step = rows;
     float *v = mem_array((size_t)(step * cols), 4), *back = mem_array((size_t)(step * cols), 4);
@@ -217,12 +265,15 @@ static int write_shard(void *ctx, size_t file, const char *path, json_t *names, 
     int rc = st_writer_open(&w, path, decl, n_decl, e);
     free(decl);
     if (rc) return rc;
-    for (size_t i = 0; i < n; i++) {
-        if (it[i].entry ? write_entry(x, &it[i], &w, e) : write_copy(x, &it[i], &w, e)) {
-            st_writer_abort(&w);
-            return -1;
-        }
-        if (x->on_bytes) x->on_bytes(x->ctx, x->f->done, x->total);
+    for (size_t i = 0; i < n && rc == 0; i++) {
+        rc = it[i].entry ? write_entry(x, &it[i], &w, e) : write_copy(x, &it[i], &w, e);
+        if (rc == 0 && x->on_bytes) x->on_bytes(x->ctx, x->f->done, x->total);
+    }
+    struct err late;
+    if (flush(x, &late) && rc == 0) rc = -1, *e = late;
+    if (rc) {
+        st_writer_abort(&w);
+        return -1;
     }
     return st_writer_close(&w, e);
 }
@@ -242,7 +293,7 @@ static int write_config(const struct folder *f, const char *dir, struct err *e)
 int folder_write(struct folder *f, const char *dir, void (*on_bytes)(void *ctx, int64_t done, int64_t total), void *ctx,
                  char tokenizer_why[512], struct err *e)
 {
-    struct run x = {f, on_bytes, ctx, checkpoint_bytes(f->src)};
+    struct run x = {.f = f, .on_bytes = on_bytes, .ctx = ctx, .total = checkpoint_bytes(f->src)};
     struct convert_report r = {0};
     struct dir_out out;
     if (dir_out_open(&out, dir, e)) return -1;

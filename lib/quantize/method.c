@@ -28,6 +28,9 @@ const struct method *method_find(const char *name)
 
 /* ---- the driver of group-wise methods ---- */
 
+/* Rows a thread takes at a time: few enough that a thread whose processor also writes files is not waited for. */
+enum { ITEM_ROWS = 32 };
+
 struct driver {
     const struct chooser *c;
     const struct quant_job *job;
@@ -35,14 +38,35 @@ struct driver {
     int64_t grain;  /* rows that touch no other rows' bytes */
     float *absmax;  /* CODE_BOOK: f32 (blocks) */
     bool recode;    /* CODE_BOOK second pass: absmax is given */
-    struct {
-        int64_t row; /* first bad row a thread met, or -1 */
+    struct mine {
+        float *x, *group; /* (grain, n_in), (n_in) */
+        uint8_t *q;       /* (grain, n_in) */
+        int64_t row; /* first bad row the thread met, or -1 */
         int64_t col;
         float value;
         bool scale;
-        char pad[40];
-    } *bad; /* by thread */
+        char pad[19];
+    } *mine; /* by thread */
 };
+_Static_assert(sizeof(struct mine) == 64, "a cache line each");
+
+/* Rounds to t in place; nonzero if a value was not finite before or is not after (65520 and more in f16). */
+WIDE static uint32_t round_floats(enum dtype t, float *x, int64_t n)
+{
+    uint32_t wrong = 0;
+    for (int64_t i = 0; i < n; i++) wrong |= (f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+    if (t == DT_F16)
+        for (int64_t i = 0; i < n; i++) {
+            x[i] = round_f16(x[i]);
+            wrong |= (f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+        }
+    else if (t == DT_BF16)
+        for (int64_t i = 0; i < n; i++) {
+            x[i] = round_bf16(x[i]);
+            wrong |= (f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+        }
+    return wrong;
+}
 
 /* Rows of the source, rounded to the dtype the codes are made from; false at a value that is not finite. */
 static bool source_rows(struct driver *d, int64_t r, int64_t n, float *x, int thread)
@@ -51,35 +75,41 @@ static bool source_rows(struct driver *d, int64_t r, int64_t n, float *x, int th
     const struct format *f = d->job->fmt;
     enum dtype t = f->kind == CODE_FLOAT ? f->dtype : f->kind == CODE_STRIDED ? DT_F16 : d->job->model_dtype;
     qweight_rows_f32(src, r, n, x);
-    int64_t count = n * src->n_in;
-    uint32_t wrong = 0; /* all exponent bits set: NaN or Inf, also one that rounding made (65520 and more in f16) */
-    for (int64_t i = 0; i < count; i++) wrong |= (f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
-    for (int64_t i = 0; i < count; i++) wrong |= (f32_bits(round_to_dtype(t, x[i])) & 0x7f800000u) == 0x7f800000u;
-    for (int64_t i = 0; wrong && i < count; i++) {
+    if (!round_floats(src->out_dtype == t ? DT_F32 : t, x, n * src->n_in)) return true;
+    qweight_rows_f32(src, r, n, x);
+    for (int64_t i = 0; i < n * src->n_in; i++) {
         if (isfinite(x[i]) && isfinite(round_to_dtype(t, x[i]))) continue;
-        d->bad[thread].row = r + i / src->n_in;
-        d->bad[thread].col = i % src->n_in;
-        d->bad[thread].value = x[i];
-        return false;
+        d->mine[thread].row = r + i / src->n_in;
+        d->mine[thread].col = i % src->n_in;
+        d->mine[thread].value = x[i];
+        break;
     }
-    if (t == DT_F16)
-        for (int64_t i = 0; i < count; i++) x[i] = round_f16(x[i]);
-    else if (t == DT_BF16)
-        for (int64_t i = 0; i < count; i++) x[i] = round_bf16(x[i]);
-    return true;
+    return false;
 }
 
 static bool scale_ok(struct driver *d, int64_t r, float s, int thread)
 {
     if (isfinite(s)) return true;
-    d->bad[thread].row = r;
-    d->bad[thread].scale = true;
+    d->mine[thread].row = r;
+    d->mine[thread].scale = true;
     return false;
 }
 
 static void put_half(void *p, int64_t i, enum dtype t, float v)
 {
     ((uint16_t *)p)[i] = t == DT_BF16 ? f32_to_bf16(v) : f32_to_f16(v);
+}
+
+/* n codes from low bits to high, as unsigned ones; what is left of the last word is zero. */
+WIDE static void pack_codes(const int8_t *q, int64_t n, int bits, uint32_t *words)
+{
+    uint8_t *bytes = (uint8_t *)words;
+    if (n > 0) words[(n * bits - 1) / 32] = 0;
+    if (bits == 8)
+        for (int64_t i = 0; i < n; i++) bytes[i] = (uint8_t)(q[i] + 128);
+    else
+        for (int64_t i = 0; i < n / 2; i++) bytes[i] = (uint8_t)((q[2 * i] + 8) | (q[2 * i + 1] + 8) << 4);
+    if (bits == 4 && n % 2) bytes[n / 2] = (uint8_t)(q[n - 1] + 8);
 }
 
 static bool int_row(struct driver *d, int64_t r, const float *x, int8_t *q, int thread)
@@ -95,13 +125,7 @@ static bool int_row(struct driver *d, int64_t r, const float *x, int8_t *q, int 
         put_half(d->dst->scale, r * groups + g, d->job->model_dtype, s);
         if (!f->symmetric) ((uint32_t *)d->dst->zero)[r / per * groups + g] |= (uint32_t)(z + off) << bits * (r % per);
     }
-    uint32_t *words = (uint32_t *)d->dst->codes + r * format_words(f, n_in);
-    for (int64_t k = 0; k < n_in; k += per) {
-        uint32_t w = 0;
-        int m = n_in - k < per ? (int)(n_in - k) : per;
-        for (int i = 0; i < m; i++) w |= (uint32_t)(q[k + i] + off) << bits * i;
-        words[k / per] = w;
-    }
+    pack_codes(q, n_in, bits, (uint32_t *)d->dst->codes + r * format_words(f, n_in));
     return true;
 }
 
@@ -149,28 +173,29 @@ static void book_rows(struct driver *d, int64_t r, int64_t n, const float *x, ui
     for (int64_t i = 0; i < count; i += 2) codes[i / 2] = (uint8_t)(q[i] << 4 | (i + 1 < count ? q[i + 1] : pad));
 }
 
+/* Items come in rising order: what a thread leaves undone after its first bad row lies behind it. */
 static void some_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
     struct driver *d = ctx;
     const struct format *f = d->job->fmt;
     int64_t n_in = d->job->src->n_in;
-    float *x = mem_array((size_t)(d->grain * n_in), sizeof *x), *group = mem_array((size_t)n_in, sizeof *group);
-    uint8_t *q = mem_array((size_t)(d->grain * n_in), 1);
-    for (int64_t r = begin; r < end; r += d->grain) {
-        int64_t n = end - r < d->grain ? end - r : d->grain;
-        bool ok = source_rows(d, r, n, x, thread);
-        if (ok && f->kind == CODE_BOOK) book_rows(d, r, n, x, q);
-        if (ok && f->kind == CODE_FLOAT)
-            dtype_from_f32(f->dtype, x, (uint8_t *)d->dst->codes + (size_t)r * dtype_bytes(f->dtype, n_in), n * n_in);
-        for (int64_t i = 0; ok && i < n; i++) {
-            if (f->kind == CODE_INT) ok = int_row(d, r + i, x + i * n_in, (int8_t *)q, thread);
-            if (f->kind == CODE_STRIDED) ok = strided_row(d, r + i, x + i * n_in, group, (int8_t *)q, thread);
-        }
-        if (!ok) break;
+    struct mine *m = &d->mine[thread];
+    if (!m->x) {
+        m->x = mem_array((size_t)(d->grain * n_in), sizeof *m->x);
+        m->group = mem_array((size_t)n_in, sizeof *m->group);
+        m->q = mem_array((size_t)(d->grain * n_in), 1);
     }
-    free(x);
-    free(group);
-    free(q);
+    for (int64_t r = begin; r < end && m->row < 0; r += d->grain) {
+        int64_t n = end - r < d->grain ? end - r : d->grain;
+        bool ok = source_rows(d, r, n, m->x, thread);
+        if (ok && f->kind == CODE_BOOK) book_rows(d, r, n, m->x, m->q);
+        if (ok && f->kind == CODE_FLOAT)
+            dtype_from_f32(f->dtype, m->x, (uint8_t *)d->dst->codes + (size_t)r * dtype_bytes(f->dtype, n_in), n * n_in);
+        for (int64_t i = 0; ok && i < n; i++) {
+            if (f->kind == CODE_INT) ok = int_row(d, r + i, m->x + i * n_in, (int8_t *)m->q, thread);
+            if (f->kind == CODE_STRIDED) ok = strided_row(d, r + i, m->x + i * n_in, m->group, (int8_t *)m->q, thread);
+        }
+    }
 }
 
 static int64_t gcd(int64_t a, int64_t b)
@@ -187,11 +212,11 @@ static int check_bad(const struct driver *d, struct err *e)
 {
     int first = -1;
     for (int t = 0; t < par_threads(); t++)
-        if (d->bad[t].row >= 0 && (first < 0 || d->bad[t].row < d->bad[first].row)) first = t;
+        if (d->mine[t].row >= 0 && (first < 0 || d->mine[t].row < d->mine[first].row)) first = t;
     if (first < 0) return 0;
-    long long row = d->bad[first].row, col = d->bad[first].col;
-    float v = d->bad[first].value;
-    if (d->bad[first].scale)
+    long long row = d->mine[first].row, col = d->mine[first].col;
+    float v = d->mine[first].value;
+    if (d->mine[first].scale)
         return err_set(e, "tensor %s: row %lld is too large for a scale in its dtype", d->job->name, row);
     if (isfinite(v))
         return err_set(e, "tensor %s: %g at row %lld, column %lld does not fit its dtype", d->job->name, (double)v, row, col);
@@ -209,17 +234,23 @@ int choose_run(const struct chooser *c, const struct quant_job *job, struct qbuf
         blocks = format_blocks(f, n_out, job->src->n_in);
         d.absmax = f->double_quant ? mem_array((size_t)blocks, sizeof *d.absmax) : dst->absmax;
     }
-    d.bad = mem_new((size_t)par_threads(), sizeof *d.bad);
-    for (int t = 0; t < par_threads(); t++) d.bad[t].row = -1;
-    par_for(n_out, d.grain, some_rows, &d);
+    d.mine = mem_new((size_t)par_threads(), sizeof *d.mine);
+    for (int t = 0; t < par_threads(); t++) d.mine[t].row = -1;
+    int64_t item = (ITEM_ROWS + d.grain - 1) / d.grain * d.grain;
+    par_for_dynamic(n_out, item, some_rows, &d);
     int rc = check_bad(&d, e);
     if (rc == 0 && f->double_quant) {
         nested_quantize(d.absmax, blocks, dst->absmax, dst->nested_absmax, dst->nested_map, &dst->w.nested_offset);
         d.recode = c->recode;
-        if (d.recode) par_for(n_out, d.grain, some_rows, &d);
+        if (d.recode) par_for_dynamic(n_out, item, some_rows, &d);
     }
     if (f->double_quant) free(d.absmax);
-    free(d.bad);
+    for (int t = 0; t < par_threads(); t++) {
+        free(d.mine[t].x);
+        free(d.mine[t].group);
+        free(d.mine[t].q);
+    }
+    free(d.mine);
     return rc;
 }
 
@@ -235,6 +266,36 @@ struct measure {
 };
 #define CHUNK 16
 
+/* Four lanes of sums, each over every fourth column, the first one also over what is left. */
+typedef double vdouble __attribute__((vector_size(32)));
+typedef float vfloat __attribute__((vector_size(16)));
+typedef int64_t vlong __attribute__((vector_size(32)));
+
+WIDE static void add_row(struct sums *s, const float *x, const float *y, int64_t n)
+{
+    vdouble xx = {0}, yy = {0}, xy = {0}, dd = {0}, max = {0};
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        vfloat fx, fy;
+        memcpy(&fx, x + i, sizeof fx);
+        memcpy(&fy, y + i, sizeof fy);
+        vdouble a = __builtin_convertvector(fx, vdouble), b = __builtin_convertvector(fy, vdouble), d = a - b;
+        xx += a * a, yy += b * b, xy += a * b, dd += d * d;
+        d = (vdouble)((vlong)d & INT64_MAX);
+        vlong more = d > max;
+        max = (vdouble)((more & (vlong)d) | (~more & (vlong)max));
+    }
+    for (; i < n; i++) {
+        double a = x[i], b = y[i], d = a - b;
+        xx[0] += a * a, yy[0] += b * b, xy[0] += a * b, dd[0] += d * d;
+        max[0] = fabs(d) > max[0] ? fabs(d) : max[0];
+    }
+    for (int k = 0; k < 4; k++) {
+        s->xx += xx[k], s->yy += yy[k], s->xy += xy[k], s->dd += dd[k];
+        s->max = max[k] > s->max ? max[k] : s->max;
+    }
+}
+
 static void measure_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
@@ -242,25 +303,9 @@ static void measure_rows(void *ctx, int64_t begin, int64_t end, int thread)
     int64_t n_in = m->a->n_in;
     float *x = mem_array((size_t)n_in * 2, sizeof *x), *y = x + n_in;
     for (int64_t r = begin; r < end; r++) {
-        struct sums lane[4] = {{0}}, *s = &m->part[r / CHUNK];
         qweight_rows_f32(m->a, r, 1, x);
         qweight_rows_f32(m->b, r, 1, y);
-        int64_t i = 0;
-        for (; i + 4 <= n_in; i += 4)
-            for (int k = 0; k < 4; k++) {
-                double a = x[i + k], b = y[i + k], d = a - b;
-                lane[k].xx += a * a, lane[k].yy += b * b, lane[k].xy += a * b, lane[k].dd += d * d;
-                lane[k].max = fabs(d) > lane[k].max ? fabs(d) : lane[k].max;
-            }
-        for (; i < n_in; i++) {
-            double a = x[i], b = y[i], d = a - b;
-            lane[0].xx += a * a, lane[0].yy += b * b, lane[0].xy += a * b, lane[0].dd += d * d;
-            lane[0].max = fabs(d) > lane[0].max ? fabs(d) : lane[0].max;
-        }
-        for (int k = 0; k < 4; k++) {
-            s->xx += lane[k].xx, s->yy += lane[k].yy, s->xy += lane[k].xy, s->dd += lane[k].dd;
-            s->max = lane[k].max > s->max ? lane[k].max : s->max;
-        }
+        add_row(&m->part[r / CHUNK], x, y, n_in);
     }
     free(x);
 }
@@ -269,7 +314,7 @@ static struct quant_stats measure(const struct qweight *a, const struct qweight 
 {
     int64_t chunks = (a->n_out + CHUNK - 1) / CHUNK;
     struct measure m = {a, b, mem_new((size_t)chunks, sizeof *m.part)};
-    par_for(a->n_out, CHUNK, measure_rows, &m);
+    par_for_dynamic(a->n_out, CHUNK, measure_rows, &m);
     struct sums t = {0};
     for (int64_t i = 0; i < chunks; i++) {
         t.xx += m.part[i].xx, t.yy += m.part[i].yy, t.xy += m.part[i].xy, t.dd += m.part[i].dd;

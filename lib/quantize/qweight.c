@@ -3,6 +3,7 @@
 #include "base/file.h"
 #include "base/half.h"
 #include "base/mem.h"
+#include "base/wide.h"
 #include "quantize/container.h"
 
 #include <assert.h>
@@ -110,21 +111,47 @@ static inline float load(enum dtype t, const void *p, int64_t i)
     return ((const float *)p)[i];
 }
 
-/*  word k/8 (4 bits): |k+7|k+6|k+5|k+4|k+3|k+2|k+1| k |, highest bits left; (q − z)·s with one rounding */
+/*  word k/8 (4 bits): |k+7|k+6|k+5|k+4|k+3|k+2|k+1| k |, highest bits left: a byte has two codes, the first one low */
+WIDE static void unpack_codes(const uint32_t *words, int bits, int64_t k0, int64_t n, int8_t *q)
+{
+    const uint8_t *bytes = (const uint8_t *)words;
+    if (bits == 8)
+        for (int64_t i = 0; i < n; i++) q[i] = (int8_t)(bytes[k0 + i] - 128);
+    else
+        for (int64_t i = 0; i < (n + 1) / 2; i++) { /* k0 is even; one more than n at most */
+            q[2 * i] = (int8_t)((bytes[k0 / 2 + i] & 15) - 8);
+            q[2 * i + 1] = (int8_t)((bytes[k0 / 2 + i] >> 4) - 8);
+        }
+}
+
+/* (q − z)·s with one rounding */
+WIDE static void scale_codes(enum dtype t, const int8_t *q, int64_t n, int z, float s, float *dst)
+{
+    if (t == DT_F16)
+        for (int64_t i = 0; i < n; i++) dst[i] = f16_to_f32(f32_to_f16((float)(q[i] - z) * s));
+    else if (t == DT_BF16)
+        for (int64_t i = 0; i < n; i++) dst[i] = bf16_to_f32(f32_to_bf16((float)(q[i] - z) * s));
+    else
+        for (int64_t i = 0; i < n; i++) dst[i] = (float)(q[i] - z) * s;
+}
+
 static void int_row(const struct qweight *w, int64_t r, float *dst)
 {
+    enum { AT_ONCE = 256 };
     int bits = w->fmt.bits, per = 32 / bits, off = 1 << (bits - 1);
     uint32_t mask = (1u << bits) - 1;
     int64_t groups = format_groups(&w->fmt, w->n_in), size = w->fmt.group ? w->fmt.group : w->n_in;
     const uint32_t *words = (const uint32_t *)w->codes + r * format_words(&w->fmt, w->n_in);
+    int8_t q[AT_ONCE + 2];
     for (int64_t g = 0; g < groups; g++) {
         float s = load(w->scale_dtype, w->scale, r * groups + g);
         int z = 0;
         if (w->zero) z = (int)(((const uint32_t *)w->zero)[r / per * groups + g] >> bits * (r % per) & mask) - off;
         int64_t end = (g + 1) * size < w->n_in ? (g + 1) * size : w->n_in;
-        for (int64_t k = g * size; k < end; k++) {
-            int q = (int)(words[k / per] >> bits * (k % per) & mask) - off;
-            dst[k] = round_to(w->out_dtype, (float)(q - z) * s);
+        for (int64_t k = g * size; k < end; k += AT_ONCE) {
+            int64_t n = end - k < AT_ONCE ? end - k : AT_ONCE, odd = k % 2;
+            unpack_codes(words, bits, k - odd, n + odd, q);
+            scale_codes(w->out_dtype, q + odd, n, z, s, dst + k);
         }
     }
 }

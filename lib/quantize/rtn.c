@@ -26,12 +26,28 @@ WIDE void rtn_codes(enum dtype dtype, const float *x, int64_t n, float s, int z,
     }
 }
 
-static void min_max(const float *x, int64_t n, float *mn, float *mx)
+enum { LANES = 8 };
+typedef float vfloat __attribute__((vector_size(4 * LANES)));
+typedef int32_t vint __attribute__((vector_size(4 * LANES)));
+#define SELECT(mask, a, b) ((vfloat)(((mask) & (vint)(a)) | (~(mask) & (vint)(b))))
+
+WIDE static void min_max(const float *x, int64_t n, float *mn, float *mx)
 {
     float lo = 0, hi = 0; /* zero is always representable */
-    for (int64_t i = 0; i < n; i++) {
+    vfloat vlo = {0}, vhi = {0}, v;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        memcpy(&v, x + i, sizeof v);
+        vlo = SELECT(v < vlo, v, vlo);
+        vhi = SELECT(v > vhi, v, vhi);
+    }
+    for (; i < n; i++) {
         lo = x[i] < lo ? x[i] : lo;
         hi = x[i] > hi ? x[i] : hi;
+    }
+    for (int k = 0; k < LANES; k++) {
+        lo = vlo[k] < lo ? vlo[k] : lo;
+        hi = vhi[k] > hi ? vhi[k] : hi;
     }
     *mn = lo;
     *mx = hi;
@@ -102,8 +118,9 @@ WIDE void book_codes(const struct book_order *o, const float *x, int64_t n, uint
 static void book_block(const struct format *f, const float *x, int64_t n, bool ragged, uint8_t *q, float *absmax)
 {
     struct book_order o = book_order(f->book);
-    float a = 0, y[64];
-    for (int64_t i = 0; i < n; i++) a = fabsf(x[i]) > a ? fabsf(x[i]) : a;
+    float mn, a, y[64];
+    min_max(x, n, &mn, &a);
+    a = -mn > a ? -mn : a;
     /* the library keeps an absmax of 0 in a full block, but stores the clamped one in a ragged block */
     float safe = a > 1e-38f ? a : 1e-38f, inv = 1.0f / safe;
     *absmax = ragged ? safe : a;

@@ -1,6 +1,7 @@
 #include "views/dtype.h"
 
 #include "base/half.h"
+#include "base/wide.h"
 #include "views/gguf_blocks.h"
 
 #include <assert.h>
@@ -11,16 +12,26 @@
 
 static void f32_copy(const void *src, float *dst, int64_t n) { memcpy(dst, src, (size_t)n * 4); }
 
-static void f16_widen(const void *src, float *dst, int64_t n)
+WIDE static void f16_widen(const void *src, float *dst, int64_t n)
 {
     const uint16_t *s = src;
     for (int64_t i = 0; i < n; i++) dst[i] = f16_to_f32(s[i]);
 }
 
-static void bf16_widen(const void *src, float *dst, int64_t n)
+WIDE static void bf16_widen(const void *src, float *dst, int64_t n)
 {
     const uint16_t *s = src;
     for (int64_t i = 0; i < n; i++) dst[i] = bf16_to_f32(s[i]);
+}
+
+WIDE static void f16_narrow(const float *src, uint16_t *dst, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) dst[i] = f32_to_f16(src[i]);
+}
+
+WIDE static void bf16_narrow(const float *src, uint16_t *dst, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) dst[i] = f32_to_bf16(src[i]);
 }
 
 /* name, safetensors name, ggml type, elements and bytes a block, decoder */
@@ -63,15 +74,10 @@ size_t dtype_bytes(enum dtype t, int64_t n)
 
 void dtype_from_f32(enum dtype t, const float *src, void *dst, int64_t n)
 {
-    uint16_t *h = dst;
     switch (t) {
     case DT_F32: memcpy(dst, src, (size_t)n * 4); break;
-    case DT_F16:
-        for (int64_t i = 0; i < n; i++) h[i] = f32_to_f16(src[i]);
-        break;
-    case DT_BF16:
-        for (int64_t i = 0; i < n; i++) h[i] = f32_to_bf16(src[i]);
-        break;
+    case DT_F16: f16_narrow(src, dst, n); break;
+    case DT_BF16: bf16_narrow(src, dst, n); break;
     default: assert(!"a float dtype");
     }
 }

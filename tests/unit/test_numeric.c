@@ -2,7 +2,9 @@
  * every value. */
 #include "backend/cpu/kernels.h"
 #include "base/half.h"
+#include "base/mem.h"
 #include "golden.h"
+#include "views/dtype.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -65,13 +67,38 @@ static void test_every_half(void **state)
             for (uint32_t i = 0; i < 63; i++) {
                 assert_int_equal(h[i], (first + i + 1) & ~1u); /* ties to even */
                 assert_int_equal(f32_to_f16(mid[i]), h[i]);
+                assert_int_equal(f32_bits(round_f16(mid[i])), f32_bits(f16_to_f32(h[i])));
             }
         }
     }
 }
 
+/* Arrays, which the compiler vectorizes, against one value at a time. */
+static void test_arrays(void **state)
+{
+    (void)state;
+    enum { N = 65536 };
+    uint16_t *h = mem_array(N, 2), *back = mem_array(N, 2);
+    float *x = mem_array(N, 4);
+    for (uint32_t i = 0; i < N; i++) h[i] = (uint16_t)i;
+    for (int t = 0; t < 2; t++) {
+        enum dtype type = t ? DT_BF16 : DT_F16;
+        dtype_traits(type)->to_f32(h, x, N);
+        for (uint32_t i = 0; i < N; i++)
+            assert_int_equal(f32_bits(x[i]), f32_bits(t ? bf16_to_f32((uint16_t)i) : f16_to_f32((uint16_t)i)));
+        for (uint32_t i = 0; i < N; i++) /* bits behind the short ones: all ways of rounding */
+            x[i] = f32_from_bits(f32_bits(x[i]) | (i * 2654435761u >> 20));
+        dtype_from_f32(type, x, back, N);
+        for (uint32_t i = 0; i < N; i++) assert_int_equal(back[i], t ? f32_to_bf16(x[i]) : f32_to_f16(x[i]));
+    }
+    free(h);
+    free(back);
+    free(x);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_golden), cmocka_unit_test(test_every_half)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_golden), cmocka_unit_test(test_every_half),
+                                       cmocka_unit_test(test_arrays)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

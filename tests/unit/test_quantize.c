@@ -385,6 +385,45 @@ static bool same_bytes(const struct qbuffer *a, const struct qbuffer *b)
     return same;
 }
 
+/* Groups of any length, odd ones too, as a foreign folder may have them: each code by its bits alone. */
+static void groups_of_any_length(void **state)
+{
+    (void)state;
+    enum { ROWS = 9, COLUMNS = 301 };
+    static const enum dtype out[] = {DT_F16, DT_BF16, DT_F32};
+    for (int bits = 4; bits <= 8; bits += 4)
+        for (int64_t group = 1; group <= 302; group += group < 20 ? 1 : 47) {
+            struct format f = *format_find(bits == 4 ? "int4-g32" : "int8-row");
+            f.group = group;
+            f.symmetric = false;
+            int per = 32 / bits, off = 1 << (bits - 1);
+            int64_t n_g = format_groups(&f, COLUMNS), words = format_words(&f, COLUMNS), zwords = format_words(&f, ROWS);
+            uint32_t *codes = mem_array((size_t)(ROWS * words), 4), *zero = mem_array((size_t)(zwords * n_g), 4);
+            float *scale = random_weights(ROWS * n_g, 9), y[2 * COLUMNS];
+            struct rng rng = {(uint64_t)group};
+            for (int64_t i = 0; i < ROWS * words; i++) codes[i] = (uint32_t)rng_next(&rng);
+            for (int64_t i = 0; i < zwords * n_g; i++) zero[i] = (uint32_t)rng_next(&rng);
+            for (int t = 0; t < 3; t++) {
+                struct qweight w = {.fmt = f, .n_out = ROWS, .n_in = COLUMNS, .out_dtype = out[t], .codes = codes,
+                                    .scale = scale, .scale_dtype = DT_F32, .zero = zero};
+                qweight_rows_f32(&w, 5, 2, y);
+                for (int64_t r = 5; r < 7; r++)
+                    for (int64_t k = 0; k < COLUMNS; k++) {
+                        int q = (int)(codes[r * words + k / per] >> bits * (k % per) & ((1u << bits) - 1)) - off;
+                        int z = (int)(zero[r / per * n_g + k / group] >> bits * (r % per) & ((1u << bits) - 1)) - off;
+                        float v = (float)(q - z) * scale[r * n_g + k / group];
+                        if (t == 0) v = f16_to_f32(f32_to_f16(v));
+                        if (t == 1) v = bf16_to_f32(f32_to_bf16(v));
+                        if (f32_bits(v) != f32_bits(y[(r - 5) * COLUMNS + k]))
+                            fail_msg("%d bits, group %d, row %d, column %d", bits, (int)group, (int)r, (int)k);
+                    }
+            }
+            free(codes);
+            free(zero);
+            free(scale);
+        }
+}
+
 static void threads_do_not_matter(void **state)
 {
     (void)state;
@@ -419,19 +458,21 @@ static void refuses_nan(void **state)
     const float bad[] = {NAN, INFINITY, -INFINITY};
     for (size_t i = 0; i < n_formats; i++)
         for (size_t k = 0; k < 4; k++) {
-            float *x = random_weights(20 * 70, 3);
+            par_set_threads((int)k); /* the first one is named, whoever meets it */
+            float *x = random_weights(200 * 70, 3);
             uint32_t nan_bits = 0x7fffffffu; /* the NaN that rounding by addition would turn into a zero */
-            x[11 * 70 + 7] = k < 3 ? bad[k] : f32_from_bits(nan_bits);
-            x[15 * 70 + 9] = NAN;
+            x[111 * 70 + 7] = k < 3 ? bad[k] : f32_from_bits(nan_bits);
+            for (int r = 115; r < 200; r += 20) x[r * 70 + 9] = NAN;
             struct source s;
-            source_init(&s, DT_F32, x, 20, 70);
+            source_init(&s, DT_F32, x, 200, 70);
             struct quant_job job = {"model.layers.3.mlp.up_proj", &s.w, &table[i], DT_F16};
             struct qbuffer b;
             struct err e = {""};
             assert_int_equal(method_quantize(method_find("rtn"), &job, &b, NULL, &e), -1);
-            if (!strstr(e.msg, "model.layers.3.mlp.up_proj") || !strstr(e.msg, "row 11, column 7")) fail_msg("%s", e.msg);
+            if (!strstr(e.msg, "model.layers.3.mlp.up_proj") || !strstr(e.msg, "row 111, column 7")) fail_msg("%s", e.msg);
             free(x);
         }
+    par_set_threads(0);
     /* too large for f16 */
     float *x = random_weights(4 * 64, 3);
     x[70] = 70000;
@@ -473,6 +514,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ct_golden),         cmocka_unit_test(bnb_golden),       cmocka_unit_test(bnb_double_quant),
         cmocka_unit_test(strided_replica),   cmocka_unit_test(mse_never_worse),  cmocka_unit_test(threads_do_not_matter),
+        cmocka_unit_test(groups_of_any_length),
         cmocka_unit_test(refuses_nan),       cmocka_unit_test(statistics),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
