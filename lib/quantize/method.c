@@ -173,7 +173,7 @@ static void book_rows(struct driver *d, int64_t r, int64_t n, const float *x, ui
     for (int64_t i = 0; i < count; i += 2) codes[i / 2] = (uint8_t)(q[i] << 4 | (i + 1 < count ? q[i + 1] : pad));
 }
 
-/* Items come in rising order: what a thread leaves undone after its first bad row lies behind it. */
+/* Items come in any order: a thread leaves undone only what lies behind the first bad row it has met. */
 static void some_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
     struct driver *d = ctx;
@@ -185,7 +185,7 @@ static void some_rows(void *ctx, int64_t begin, int64_t end, int thread)
         m->group = mem_array((size_t)n_in, sizeof *m->group);
         m->q = mem_array((size_t)(d->grain * n_in), 1);
     }
-    for (int64_t r = begin; r < end && m->row < 0; r += d->grain) {
+    for (int64_t r = begin; r < end && (m->row < 0 || r < m->row); r += d->grain) {
         int64_t n = end - r < d->grain ? end - r : d->grain;
         bool ok = source_rows(d, r, n, m->x, thread);
         if (ok && f->kind == CODE_BOOK) book_rows(d, r, n, m->x, m->q);
