@@ -159,6 +159,9 @@ struct backend_ops {
     void (*rope_attention)(struct backend *be, float *out, const struct rope_attention *a, const struct span *spans,
                            int n_spans, int64_t layer, int64_t n_heads);
 
+    /* The argmax that score finds in head · hidden (one row); logits: scratch (head->n_out) */
+    int32_t (*argmax)(struct backend *be, const struct weight *head, const float *hidden, float *logits);
+
     /* One greedy step of one sequence, recorded once and replayed: returns the argmax of its logits and moves kv->n. */
     int32_t (*step)(struct backend *be, const struct step *s);
 

@@ -158,6 +158,15 @@ static void t_gate_up(struct backend *be, float *y, const struct matmul jobs[2],
     end_matmul(t, t0, "gate_up", jobs, 2, n_tok, false, 4.0 * width + 4.0 * all, 4.0 * (double)n_tok * width + 5.0 * all);
 }
 
+static int32_t t_argmax(struct backend *be, const struct weight *head, const float *hidden, float *logits)
+{
+    struct kernel_timer *t = timer_of(be);
+    double t0 = begin(t), all = (double)head->n_out;
+    int32_t id = t->inner->ops->argmax(t->inner, head, hidden, logits);
+    end_matmul(t, t0, "argmax", &(struct matmul){logits, head, NULL}, 1, 1, true, 0, all);
+    return id;
+}
+
 static void t_embed(struct backend *be, float *x, const struct weight *table, const int32_t *tokens, int64_t n_tok)
 {
     struct kernel_timer *t = timer_of(be);
@@ -293,6 +302,7 @@ static const struct backend_ops timer_ops = {
     .matmul_add = t_matmul_add,
     .gate_up = t_gate_up,
     .rope_attention = t_rope_attention,
+    .argmax = t_argmax,
 };
 
 void kernel_timer_open(struct kernel_timer *t, struct backend *inner)
@@ -304,6 +314,7 @@ void kernel_timer_open(struct kernel_timer *t, struct backend *inner)
     if (!inner->ops->matmul_add) t->ops.matmul_add = NULL;
     if (!inner->ops->gate_up) t->ops.gate_up = NULL;
     if (!inner->ops->rope_attention) t->ops.rope_attention = NULL;
+    if (!inner->ops->argmax) t->ops.argmax = NULL;
     t->be = (struct backend){.ops = &t->ops, .compute = inner->compute, .ctx = t};
 }
 

@@ -173,10 +173,12 @@ struct greedy {
 static int32_t most_likely(const struct model *m, struct scratch *s, int64_t row)
 {
     const struct config *c = &m->cfg;
+    const struct backend_ops *ops = m->be->ops;
     struct score sc;
     int32_t none = 0;
+    if (ops->argmax) return ops->argmax(m->be, &m->head, s->x + row * c->hidden_size, s->logits);
     model_logits(m, s->x + row * c->hidden_size, 1, s->logits);
-    m->be->ops->score(m->be, &sc, s->logits, &none, 1, c->vocab_size);
+    ops->score(m->be, &sc, s->logits, &none, 1, c->vocab_size);
     return sc.argmax;
 }
 

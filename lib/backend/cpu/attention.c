@@ -10,6 +10,7 @@
 
 #include <assert.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 _Static_assert((int)KV_BLOCK == (int)KV_ROUND && ATTN_CHUNK % KV_BLOCK == 0, "whole blocks in a cache and in a chunk");
@@ -44,27 +45,32 @@ static void put_key(const struct kv_cache *kv, int64_t at, int64_t pos, const fl
     }
 }
 
+/* Key and value (head_dim each) of KV head h at position pos. */
+static void append_head(const struct kernels *k, const struct kv_cache *kv, int64_t layer, int64_t h, int64_t pos,
+                        const float *key, const float *value)
+{
+    int64_t hd = kv->head_dim, at = head_at(kv, layer, h);
+    uint16_t half[1024];
+    assert(kv->dtype == DT_F32 || hd <= (int64_t)(sizeof half / sizeof *half));
+    if (kv->dtype == DT_F32) {
+        put_key(kv, at, pos, key);
+        memcpy((float *)kv->v + at + pos * hd, value, (size_t)hd * sizeof(float));
+    } else {
+        k->to_f16(half, key, hd);
+        put_key(kv, at, pos, (const float *)(const void *)half);
+        k->to_f16((uint16_t *)kv->v + at + pos * hd, value, hd);
+    }
+}
+
 static void append_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
     const struct append *a = ctx;
     const struct kv_cache *kv = a->span->kv;
     int64_t hd = kv->head_dim, row = kv->n_kv_heads * hd;
-    uint16_t half[1024];
-    assert(kv->dtype == DT_F32 || hd <= (int64_t)(sizeof half / sizeof *half));
     for (int64_t r = begin; r < end; r++)
-        for (int64_t h = 0; h < kv->n_kv_heads; h++) {
-            int64_t at = head_at(kv, a->layer, h), pos = kv->n + r;
-            const float *key = a->key + r * row + h * hd, *value = a->value + r * row + h * hd;
-            if (kv->dtype == DT_F32) {
-                put_key(kv, at, pos, key);
-                memcpy((float *)kv->v + at + pos * hd, value, (size_t)hd * sizeof(float));
-            } else {
-                a->k->to_f16(half, key, hd);
-                put_key(kv, at, pos, (const float *)(const void *)half);
-                a->k->to_f16((uint16_t *)kv->v + at + pos * hd, value, hd);
-            }
-        }
+        for (int64_t h = 0; h < kv->n_kv_heads; h++)
+            append_head(a->k, kv, a->layer, h, kv->n + r, a->key + r * row + h * hd, a->value + r * row + h * hd);
 }
 
 void cpu_kv_append(struct backend *be, const struct span *spans, int n_spans, int64_t layer, const float *k,
@@ -256,5 +262,93 @@ void cpu_attention(struct backend *be, float *out, const float *q, const struct 
         struct attn a = {.c = c, .out = out + at, .q = q + at, .span = &spans[s], .layer = layer, .n_heads = n_heads,
                          .group = n_heads / kv->n_kv_heads, .scale = (float)(1 / sqrt((double)kv->head_dim))};
         attend(&a);
+    }
+}
+
+/* ---- one new token: norms, rotation, append and attention in one piece of work ---- */
+
+struct fused {
+    struct attn a; /* n_new = 1; q unrotated */
+    const struct rope_attention *in;
+    const float *cs; /* cosines and sines of the position */
+    atomic_int *left; /* chunks that a KV head still waits for */
+};
+
+/* Queries of KV head h, normed and rotated, to `to` (group, head_dim). */
+static void make_queries(const struct fused *f, int64_t h, float *to)
+{
+    int64_t hd = f->a.span->kv->head_dim, n = f->a.group;
+    const struct kernels *k = f->a.c->k;
+    memcpy(to, f->a.q + h * n * hd, (size_t)(n * hd) * sizeof *to);
+    for (int64_t g = 0; f->in->q_norm && g < n; g++) k->rmsnorm(to + g * hd, to + g * hd, f->in->q_norm, hd, f->in->eps);
+    k->rope(to, f->cs, f->cs + hd / 2, n, hd / 2);
+}
+
+static void append_new(const struct fused *f, int64_t h, float *key)
+{
+    const struct span *s = f->a.span;
+    const struct kernels *k = f->a.c->k;
+    int64_t hd = s->kv->head_dim, at = (s->row0 * s->kv->n_kv_heads + h) * hd;
+    memcpy(key, f->in->k + at, (size_t)hd * sizeof *key);
+    if (f->in->k_norm) k->rmsnorm(key, key, f->in->k_norm, hd, f->in->eps);
+    k->rope(key, f->cs, f->cs + hd / 2, 1, hd / 2);
+    append_head(k, s->kv, f->a.layer, h, s->kv->n, key, f->in->v + at);
+}
+
+/* An item is (KV head, chunk). The last chunk's holds the new key; whoever ends the last item of a head merges it. */
+static void fused_chunks(void *ctx, int64_t begin, int64_t end, int thread)
+{
+    const struct fused *f = ctx;
+    const struct attn *a = &f->a;
+    int64_t n_q = a->group, hd = a->span->kv->head_dim;
+    struct tile_buf b = tile_buf(&a->c->buf[thread], n_q, hd);
+    for (int64_t item = begin; item < end; item++) {
+        int64_t h = item / a->n_chunks, c = item % a->n_chunks;
+        float *m = part_at(a, h, c), *l = m + n_q, *o = l + n_q;
+        if (c == a->n_chunks - 1) append_new(f, h, b.o2);
+        make_queries(f, h, b.o2);
+        for (int64_t i = 0; i < n_q; i++) b.q[i] = b.o2 + i * hd;
+        run_chunk(a, h, 0, b.q, (int)n_q, c, m, l, o, b.p, b.seen);
+        if (atomic_fetch_sub_explicit(&f->left[h], 1, memory_order_acq_rel) == 1) merge_chunks(ctx, h, h + 1, thread);
+    }
+}
+
+static bool fused_span(struct cpu_ctx *c, float *out, const struct rope_attention *in, const struct span *s, int64_t layer,
+                       int64_t n_heads)
+{
+    const struct kv_cache *kv = s->kv;
+    int64_t hd = kv->head_dim, at = s->row0 * n_heads * hd, keys = kv->n + 1;
+    if (s->n_new != 1) return false;
+    struct fused f = {.a = {.c = c, .out = out + at, .q = in->q + at, .span = s, .layer = layer, .n_heads = n_heads,
+                            .group = n_heads / kv->n_kv_heads, .scale = (float)(1 / sqrt((double)hd)),
+                            .n_chunks = (keys + ATTN_CHUNK - 1) / ATTN_CHUNK},
+                      .in = in, .cs = rope_at(c, in->inv_freq, hd / 2, kv->n)};
+    size_t n = (size_t)(kv->n_kv_heads * f.a.n_chunks * f.a.group * (2 + hd));
+    f.a.part = buf_get(&c->shared, n * sizeof *f.a.part + (size_t)kv->n_kv_heads * sizeof *f.left);
+    f.left = (atomic_int *)(void *)(f.a.part + n);
+    for (int64_t h = 0; h < kv->n_kv_heads; h++) atomic_init(&f.left[h], (int)f.a.n_chunks);
+    int64_t items = kv->n_kv_heads * f.a.n_chunks;
+    if (keys * n_heads * hd < 16384)
+        fused_chunks(&f, 0, items, 0);
+    else
+        par_for_dynamic(items, 1, fused_chunks, &f);
+    return true;
+}
+
+void cpu_rope_attention(struct backend *be, float *out, const struct rope_attention *a, const struct span *spans, int n_spans,
+                        int64_t layer, int64_t n_heads)
+{
+    struct cpu_ctx *c = cpu_begin(be);
+    for (int i = 0; i < n_spans; i++) {
+        const struct span *s = &spans[i];
+        int64_t hd = s->kv->head_dim, n_kv = s->kv->n_kv_heads;
+        if (s->n_new <= 0 || fused_span(c, out, a, s, layer, n_heads)) continue;
+        float *q = a->q + s->row0 * n_heads * hd, *k = a->k + s->row0 * n_kv * hd;
+        if (a->q_norm) cpu_rmsnorm(be, q, q, a->q_norm, s->n_new * n_heads, hd, a->eps);
+        if (a->k_norm) cpu_rmsnorm(be, k, k, a->k_norm, s->n_new * n_kv, hd, a->eps);
+        cpu_rope(be, a->q, s, 1, n_heads, hd, a->inv_freq);
+        cpu_rope(be, a->k, s, 1, n_kv, hd, a->inv_freq);
+        cpu_kv_append(be, s, 1, layer, a->k, a->v);
+        cpu_attention(be, out, a->q, s, 1, layer, n_heads);
     }
 }

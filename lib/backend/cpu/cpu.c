@@ -157,6 +157,8 @@ static const struct backend_ops cpu_ops = {
     .norm_matmul = cpu_norm_matmul,
     .matmul_add = cpu_matmul_add,
     .gate_up = cpu_gate_up,
+    .rope_attention = cpu_rope_attention,
+    .argmax = cpu_argmax,
 };
 
 int cpu_open(struct backend *be, enum compute compute, enum isa isa, struct err *e)

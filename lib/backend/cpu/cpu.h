@@ -60,7 +60,11 @@ static inline const void *weight_row(const struct cpu_weight *w, int64_t r)
 enum then {
     THEN_NOTHING,
     THEN_ADD,   /* one job: y += jobs[0].y */
-    THEN_SWIGLU /* two jobs of one n_out: y = silu(jobs[0].y)·jobs[1].y */
+    THEN_SWIGLU, /* two jobs of one n_out: y = silu(jobs[0].y)·jobs[1].y */
+    THEN_TOP    /* one job, one token: the largest result so far into best[thread] */
+};
+struct best {
+    _Alignas(64) struct top top; /* at < 0: none yet */
 };
 struct mm {
     struct cpu_ctx *c;
@@ -72,9 +76,10 @@ struct mm {
     double eps;
     enum then then;
     float *y; /* (n_tok, n_out) */
+    struct best *best; /* one a thread */
 };
 /* What follows for rows r0 … r1−1 of tokens t0 … t1−1, whose products are there. */
-void mm_then(const struct mm *m, int64_t r0, int64_t r1, int64_t t0, int64_t t1);
+void mm_then(const struct mm *m, int64_t r0, int64_t r1, int64_t t0, int64_t t1, int thread);
 /* Jobs whose weights are panels; all of it. */
 void mm_int8(const struct mm *m);
 
@@ -82,6 +87,7 @@ void cpu_matmul(struct backend *be, const struct matmul *jobs, int n, const floa
 void cpu_norm_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, const float *norm, double eps,
                      int64_t n_tok);
 void cpu_matmul_add(struct backend *be, float *y, const struct weight *w, const float *bias, const float *in, int64_t n_tok);
+int32_t cpu_argmax(struct backend *be, const struct weight *head, const float *hidden, float *logits);
 void cpu_gate_up(struct backend *be, float *y, const struct matmul jobs[2], const float *x, const float *norm, double eps,
                  int64_t n_tok);
 
@@ -91,11 +97,15 @@ void cpu_rope(struct backend *be, float *x, const struct span *spans, int n_span
 void cpu_swiglu(struct backend *be, float *y, const float *gate, const float *up, int64_t n);
 void cpu_add(struct backend *be, float *x, const float *y, int64_t n);
 void rope_table_free(struct rope_table *t);
+/* Cosines of one position, then sines, `half` each; valid until a call with other inv_freq. Not by several threads. */
+const float *rope_at(struct cpu_ctx *c, const float *inv_freq, int64_t half, int64_t pos);
 
 void cpu_kv_append(struct backend *be, const struct span *spans, int n_spans, int64_t layer, const float *k,
                    const float *v);
 void cpu_attention(struct backend *be, float *out, const float *q, const struct span *spans, int n_spans,
                    int64_t layer, int64_t n_heads);
+void cpu_rope_attention(struct backend *be, float *out, const struct rope_attention *a, const struct span *spans, int n_spans,
+                        int64_t layer, int64_t n_heads);
 
 void cpu_score(struct backend *be, struct score *out, const float *logits, const int32_t *targets, int64_t n_tok,
                int64_t n_vocab);

@@ -104,6 +104,13 @@ static void rope_table_need(struct rope_table *t, int64_t pos0, int64_t pos1)
     }
 }
 
+const float *rope_at(struct cpu_ctx *c, const float *inv_freq, int64_t half, int64_t pos)
+{
+    struct rope_table *t = rope_table(c, inv_freq, half);
+    rope_table_need(t, pos, pos + 1);
+    return t->block[pos / ROPE_BLOCK] + pos % ROPE_BLOCK * 2 * half;
+}
+
 struct rope_job {
     const struct kernels *k;
     const struct rope_table *t;

@@ -2,6 +2,22 @@
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/simd.h"
 
+static struct top top_row(const float *x, int64_t n)
+{
+    struct top t = {-INFINITY, 0};
+    vf mv = vf_set1(-INFINITY);
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) mv = vf_max(vf_load(x + i), mv);
+    t.max = vf_max_element(mv);
+    for (; i < n; i++) t.max = x[i] > t.max ? x[i] : t.max;
+    for (i = 0; i < n; i++)
+        if (x[i] == t.max) {
+            t.at = (int32_t)i;
+            break;
+        }
+    return t;
+}
+
 /* The first index that holds the maximum. A NaN makes the sum NaN; the index is then some valid one. */
 static struct slice_sum slice_sum_row(const float *x, int64_t n)
 {

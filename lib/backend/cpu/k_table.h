@@ -21,6 +21,7 @@ const struct kernels KERNEL(kernels) = {
     .to_f16 = to_f16_row,
     .attn_chunk = attn_chunk_rows,
     .attn_merge = attn_merge_row,
+    .top = top_row,
     .slice_sum = slice_sum_row,
     .slice_kld = slice_kld_row,
 };

@@ -22,6 +22,12 @@ struct slice_sum {
     double sum;
 };
 
+/* The largest of a run of floats and its first index; a NaN counts as none, and if there is nothing else 0 is the index. */
+struct top {
+    float max;
+    int32_t at;
+};
+
 struct kernels {
     const char *name;
     int dot_rows; /* rows a dot tile has */
@@ -51,6 +57,7 @@ struct kernels {
     /* (m, l, o) ← merged with (m2, l2, o2) */
     void (*attn_merge)(float *m, float *l, float *o, float m2, float l2, const float *o2, int64_t hd);
 
+    struct top (*top)(const float *x, int64_t n);
     struct slice_sum (*slice_sum)(const float *x, int64_t n);
     /* Σ exp(a − lse_a)·((a − lse_a) − (b − lse_b)) */
     double (*slice_kld)(const float *a, const float *b, int64_t n, double lse_a, double lse_b);

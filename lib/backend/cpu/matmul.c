@@ -26,10 +26,21 @@ struct cut {
     int64_t parts; /* slices of every job (few tokens) */
 };
 
-void mm_then(const struct mm *m, int64_t r0, int64_t r1, int64_t t0, int64_t t1)
+static bool better(struct top a, struct top than)
+{
+    return than.at < 0 || a.max > than.max || (a.max == than.max && a.at < than.at);
+}
+
+void mm_then(const struct mm *m, int64_t r0, int64_t r1, int64_t t0, int64_t t1, int thread)
 {
     int64_t n_out = m->jobs[0].w->n_out;
-    if (m->then == THEN_NOTHING) return;
+    if (m->then == THEN_NOTHING || r0 >= r1) return;
+    if (m->then == THEN_TOP) {
+        struct top t = m->c->k->top(m->jobs[0].y + r0, r1 - r0);
+        t.at += (int32_t)r0;
+        if (better(t, m->best[thread].top)) m->best[thread].top = t;
+        return;
+    }
     for (int64_t at = t0 * n_out + r0; t0 < t1; t0++, at += n_out) {
         if (m->then == THEN_ADD)
             m->c->k->add(m->y + at, m->jobs[0].y + at, r1 - r0);
@@ -110,7 +121,7 @@ static void slices(void *ctx, int64_t begin, int64_t end, int thread)
             if (last > w->q.n_out) last = w->q.n_out;
             float *buf = row_buf(mm, w, step, thread);
             for (int64_t r = first; r < last; r += step) rows(mm, &mm->jobs[j], r, r + step < last ? r + step : last, buf);
-            if (j == mm->n_jobs - 1) mm_then(mm, first, last, 0, mm->n_tok);
+            if (j == mm->n_jobs - 1) mm_then(mm, first, last, 0, mm->n_tok, thread);
         }
 }
 
@@ -131,7 +142,7 @@ static void tiles(void *ctx, int64_t begin, int64_t end, int thread)
         int64_t r0 = i * cut->tile, r1 = r0 + cut->tile < w->q.n_out ? r0 + cut->tile : w->q.n_out;
         rows(mm, &mm->jobs[j], r0, r1, row_buf(mm, w, r1 - r0, thread));
         if (mm->then == THEN_SWIGLU) rows(mm, &mm->jobs[1], r0, r1, row_buf(mm, mm->jobs[1].w->data, r1 - r0, thread));
-        mm_then(mm, r0, r1, 0, mm->n_tok);
+        mm_then(mm, r0, r1, 0, mm->n_tok, thread);
     }
 }
 
@@ -204,7 +215,7 @@ static void mm_run(const struct mm *m)
             one.jobs = &m->jobs[j];
             mm_run(&one);
         }
-        mm_then(m, 0, m->jobs[0].w->n_out, 0, m->n_tok);
+        mm_then(m, 0, m->jobs[0].w->n_out, 0, m->n_tok, 0);
     }
 }
 
@@ -234,4 +245,19 @@ void cpu_gate_up(struct backend *be, float *y, const struct matmul jobs[2], cons
     assert(jobs[0].w->n_out == jobs[1].w->n_out);
     mm_run(&(struct mm){.c = cpu_begin(be), .jobs = jobs, .n_jobs = 2, .x = x, .n_in = jobs[0].w->n_in, .n_tok = n_tok,
                         .norm = norm, .eps = eps, .then = THEN_SWIGLU, .y = y});
+}
+
+int32_t cpu_argmax(struct backend *be, const struct weight *head, const float *hidden, float *logits)
+{
+    struct cpu_ctx *c = cpu_begin(be);
+    struct matmul job = {logits, head, NULL};
+    int n = par_threads();
+    struct best *best = buf_get(&c->sums, (size_t)n * sizeof *best);
+    for (int i = 0; i < n; i++) best[i].top = (struct top){0, -1};
+    mm_run(&(struct mm){.c = c, .jobs = &job, .n_jobs = 1, .x = hidden, .n_in = head->n_in, .n_tok = 1, .then = THEN_TOP,
+                        .best = best});
+    struct top all = {0, -1};
+    for (int i = 0; i < n; i++)
+        if (best[i].top.at >= 0 && better(best[i].top, all)) all = best[i].top;
+    return all.at;
 }

@@ -60,7 +60,6 @@ static void stream(const struct mm8 *m, const struct matmul *job, int64_t p, int
 /* Few tokens: items are the panels of one job after the other; of both at once where what follows wants both. */
 static void panels(void *ctx, int64_t begin, int64_t end, int thread)
 {
-    (void)thread;
     const struct mm8 *m = ctx;
     const struct mm *mm = m->mm;
     for (int j = 0; begin < end; j++) {
@@ -68,7 +67,8 @@ static void panels(void *ctx, int64_t begin, int64_t end, int thread)
         if (begin < last) {
             stream(m, &mm->jobs[j], begin, last);
             if (mm->then == THEN_SWIGLU) stream(m, &mm->jobs[1], begin, last);
-            mm_then(mm, begin * PANEL_ROWS, last * PANEL_ROWS < n_out ? last * PANEL_ROWS : n_out, 0, mm->n_tok);
+            mm_then(mm, begin * PANEL_ROWS, last * PANEL_ROWS < n_out ? last * PANEL_ROWS : n_out, 0, mm->n_tok,
+                    thread);
             begin = last;
         }
         begin -= n;
@@ -113,7 +113,7 @@ static void blocks(void *ctx, int64_t begin, int64_t end, int thread)
         block(m, &mm->jobs[j], i, t0, t1, thread);
         if (mm->then == THEN_SWIGLU) block(m, &mm->jobs[1], i, t0, t1, thread);
         int64_t width = mm->c->k8->block * PANEL_ROWS, n_out = mm->jobs[0].w->n_out;
-        mm_then(mm, i * width, (i + 1) * width < n_out ? (i + 1) * width : n_out, t0, t1);
+        mm_then(mm, i * width, (i + 1) * width < n_out ? (i + 1) * width : n_out, t0, t1, thread);
     }
 }
 
