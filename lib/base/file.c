@@ -66,44 +66,62 @@ void file_remove_unfinished(void)
 
 /* ---- reading ---- */
 
-/* All maps that are open, so that file_map_drop touches nothing else: the same call on ordinary memory would empty it. */
+/* All maps that are open, so that file_map_drop touches nothing else (the same call on ordinary memory would empty it) and
+ * that a signal handler can name the file a fault lies in. Nodes are used again and never freed; end is 0 in a free one. */
+struct map_node {
+    volatile uintptr_t begin, end;
+    const char *volatile path; /* the file_map's */
+    struct map_node *next;
+};
 static pthread_mutex_t maps_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct {
-    uintptr_t begin, end;
-} *maps;
-static size_t n_maps;
+static struct map_node *volatile maps;
 
-static void maps_add(const void *p, size_t n)
+static void maps_add(const struct file_map *m)
 {
     pthread_mutex_lock(&maps_lock);
-    maps = mem_grow(maps, n_maps + 1, sizeof *maps);
-    maps[n_maps].begin = (uintptr_t)p;
-    maps[n_maps++].end = (uintptr_t)p + n;
+    struct map_node *k = maps;
+    while (k && k->end) k = k->next;
+    if (!k) {
+        k = mem_new(1, sizeof *k);
+        k->next = maps;
+        maps = k;
+    }
+    k->path = m->path;
+    k->begin = (uintptr_t)m->data;
+    k->end = (uintptr_t)m->data + m->size;
     pthread_mutex_unlock(&maps_lock);
 }
 
 static void maps_del(const void *p)
 {
     pthread_mutex_lock(&maps_lock);
-    for (size_t i = 0; i < n_maps; i++)
-        if (maps[i].begin == (uintptr_t)p) {
-            maps[i] = maps[--n_maps];
+    for (struct map_node *k = maps; k; k = k->next)
+        if (k->end && k->begin == (uintptr_t)p) {
+            k->end = 0;
             break;
         }
-    if (!n_maps) {
-        free(maps);
-        maps = NULL;
-    }
     pthread_mutex_unlock(&maps_lock);
+}
+
+static const struct map_node *map_of(uintptr_t a, uintptr_t b)
+{
+    const struct map_node *k = maps;
+    while (k && !(k->end && a >= k->begin && b <= k->end)) k = k->next;
+    return k;
 }
 
 static bool is_mapped(uintptr_t a, uintptr_t b)
 {
-    bool in = false;
     pthread_mutex_lock(&maps_lock);
-    for (size_t i = 0; i < n_maps; i++) in |= a >= maps[i].begin && b <= maps[i].end;
+    bool in = map_of(a, b);
     pthread_mutex_unlock(&maps_lock);
     return in;
+}
+
+const char *file_map_path(const void *p)
+{
+    const struct map_node *k = map_of((uintptr_t)p, (uintptr_t)p);
+    return k ? k->path : NULL;
 }
 
 int file_map_open(struct file_map *m, const char *path, struct err *e)
@@ -121,23 +139,24 @@ int file_map_open(struct file_map *m, const char *path, struct err *e)
         close(fd);
         return err_set(e, "%s: not a regular file", path);
     }
+    m->path = mem_strdup(path);
     m->size = (size_t)st.st_size;
     if (m->size) {
         void *p = mmap(NULL, m->size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (p == MAP_FAILED) {
             err_sys(e, "%s: cannot map", path);
             close(fd);
-            m->size = 0;
+            free(m->path);
+            memset(m, 0, sizeof *m);
             return -1;
         }
         /* A file that is not cached yet is then read into huge pages where the system can, which weights stream from a
          * third faster; elsewhere this does nothing. */
         madvise(p, m->size, MADV_HUGEPAGE);
         m->data = p;
-        maps_add(p, m->size);
+        maps_add(m);
     }
     close(fd);
-    m->path = mem_strdup(path);
     return 0;
 }
 
@@ -158,11 +177,34 @@ void file_map_drop(const void *p, size_t n)
     if (a < b && is_mapped(a, b)) madvise((void *)a, b - a, MADV_DONTNEED);
 }
 
+/* Names of what the caller of the program opened: a pipe there is meant, and someone is at its other end. */
+static bool is_given_open(const char *path)
+{
+    return !strcmp(path, "/dev/stdin") || !strncmp(path, "/dev/fd/", 8) || !strncmp(path, "/proc/self/fd/", 14);
+}
+
+int file_open(const char *path, struct err *e)
+{
+    struct stat st;
+    bool given = is_given_open(path);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | (given ? 0 : O_NONBLOCK));
+    if (fd < 0) return err_sys(e, "%s", path);
+    if (!fstat(fd, &st) && (given || S_ISREG(st.st_mode))) return fd;
+    err_set(e, "%s: not a regular file", path);
+    close(fd);
+    return -1;
+}
+
 int file_read(const char *path, size_t max, char **buf, size_t *n, struct err *e)
 {
     *buf = NULL;
-    FILE *f = fopen(path, "rbe");
-    if (!f) return err_sys(e, "%s", path);
+    int fd = file_open(path, e);
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "rb");
+    if (!f && fd >= 0) {
+        err_sys(e, "%s", path);
+        close(fd);
+    }
+    if (!f) return -1;
     size_t cap = 1 << 16, len = 0;
     char *p = mem_grow(NULL, cap, 1);
     for (;;) {

@@ -23,6 +23,12 @@ void file_map_close(struct file_map *m);
  * every open map (copies, buffers) are left alone. */
 void file_map_drop(const void *p, size_t n);
 
+/* The path of the open map that p lies in, or NULL. Async-signal-safe. */
+const char *file_map_path(const void *p);
+
+/* A descriptor for reading, closed on exec. A pipe under an ordinary name, which may have no writer, is refused and not
+ * waited for: only a regular file, or what stands under /dev/stdin, /dev/fd/ or /proc/self/fd/ (a pipe of the shell). */
+int file_open(const char *path, struct err *e);
 /* Read a whole file of at most max bytes into a new NUL-terminated buffer (free it); *n without the NUL. */
 int file_read(const char *path, size_t max, char **buf, size_t *n, struct err *e);
 

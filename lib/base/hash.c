@@ -83,8 +83,8 @@ static void cache_put(const char *path, const char *key, const char *hex)
 
 int sha256_file(const char *path, char out[65], int64_t *bytes, struct err *e)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return err_sys(e, "%s", path);
+    int fd = file_open(path, e);
+    if (fd < 0) return -1;
     struct stat st;
     if (fstat(fd, &st)) {
         err_sys(e, "%s", path);

@@ -22,6 +22,27 @@ static void on_signal(int sig)
     _exit(130);
 }
 
+/* A page of a mapped file that cannot be read. What is no map of ours is a crash like any other. */
+static void on_bus(int sig, siginfo_t *info, void *context)
+{
+    (void)context;
+    const char *path = file_map_path(info->si_addr);
+    if (!path) {
+        signal(sig, SIG_DFL); /* the fault comes again */
+        return;
+    }
+    char buf[1024];
+    size_t n = 0;
+    const char *const parts[] = {bar_drawn ? "\r\033[K" : "", tool_name, ": ", path,
+                                 ": cannot be read to its end any more (a file that stays as it was when opened was expected)\n"};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        for (const char *s = parts[i]; *s && n < sizeof buf - (i < 4 ? 128 : 0); s++)
+            buf[n++] = i == 3 && ((unsigned char)*s < 0x20 || *s == 0x7f) ? '?' : *s;
+    (void)!write(STDERR_FILENO, buf, n);
+    file_remove_unfinished();
+    _exit(1);
+}
+
 /* A descriptor of these three that is closed would be given to the next file opened, and what is said to people, or the
  * record, would be written into that. Standard output is opened such that the record fails. */
 static void open_standard(void)
@@ -40,6 +61,10 @@ void msg_init(const char *tool)
     sigemptyset(&sa.sa_mask);
     sigaction(SIGINT, &sa, NULL);
     sigaction(SIGTERM, &sa, NULL);
+    struct sigaction bus = sa;
+    bus.sa_sigaction = on_bus;
+    bus.sa_flags = SA_SIGINFO;
+    sigaction(SIGBUS, &bus, NULL);
     struct sigaction hup;
     if (sigaction(SIGHUP, NULL, &hup) || hup.sa_handler != SIG_IGN) sigaction(SIGHUP, &sa, NULL); /* nohup */
     signal(SIGPIPE, SIG_IGN); /* a closed stdout is a failed write, reported like any other */

@@ -303,6 +303,13 @@ EOF
 @test "a pipe nobody writes into is no model" {
     mkfifo "$BATS_TEST_TMPDIR/pipe"
     refused 1 "not a regular file" "$BATS_TEST_TMPDIR/pipe"
+    for f in config.json tokenizer.json model.safetensors; do
+        m=$BATS_TEST_TMPDIR/$f.m
+        cp -r "$T/llama-tied" "$m"
+        rm -f "$m/$f"
+        mkfifo "$m/$f"
+        refused 1 "$f: not a regular file" "$m" --encode "$BATS_TEST_TMPDIR/none"
+    done
 }
 
 @test "hf: is downloaded into -o, as published or converted" {
