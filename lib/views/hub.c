@@ -9,6 +9,7 @@
 
 #include <ctype.h>
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <openssl/evp.h>
@@ -390,7 +391,16 @@ static int open_staging(struct hub *h, struct err *e)
     return rc;
 }
 
-/* The finished files move into a folder that appears whole under its name. */
+/* A second name for a finished file, so that a publication that stops half-way costs no second download. File systems
+ * without links get the file itself. */
+static int place(const char *from, const char *to, struct err *e)
+{
+    if (!link(from, to)) return 0;
+    bool none = errno == EPERM || errno == EOPNOTSUPP || errno == ENOSYS || errno == EMLINK;
+    return none && !rename(from, to) ? 0 : err_sys(e, "%s: cannot be put at %s", from, to);
+}
+
+/* The finished files in a folder that appears whole under its name; the staging folder goes last. */
 static int publish(struct hub *h, const json_t *have, const char *dest, struct err *e)
 {
     struct dir_out d;
@@ -399,7 +409,7 @@ static int publish(struct hub *h, const json_t *have, const char *dest, struct e
     if (dir_out_open(&d, dest, e)) return -1;
     json_array_foreach(have, i, v) {
         char *from = path_join(h->staging, json_string_value(v)), *to = path_join(d.tmp, json_string_value(v));
-        int bad = rename(from, to) ? err_sys(e, "%s: cannot move to %s", from, to) : 0;
+        int bad = place(from, to, e);
         free(from);
         free(to);
         if (bad) {
@@ -422,11 +432,10 @@ static int run(struct hub *h, const char *spec, const char *dest, struct err *e)
     if (!h->http || resolve_revision(h, e) || list_files(h, e) || open_staging(h, e)) return -1;
     msg_stage("hf:%s@%s into %s", h->repo, h->commit, h->staging);
     int rc = fetch_all(h, &have, e);
-    if (rc == 0) {
-        rc = publish(h, have, dest, e);
-    } else if (entries(h->staging) <= 1) { /* the stamp alone */
+    if (rc == 0) rc = publish(h, have, dest, e);
+    if (rc && entries(h->staging) <= 1) { /* the stamp alone */
         path_remove_tree(h->staging, NULL);
-    } else if (e) {
+    } else if (rc && e) {
         size_t n = strlen(e->msg);
         snprintf(e->msg + n, sizeof e->msg - n, "; %s keeps what has come, and the same command goes on", h->staging);
     }

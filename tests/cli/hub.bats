@@ -337,6 +337,28 @@ whole() {
     [ "$(<out.download/precious)" = mine ]
 }
 
+@test "what could not be put in its place is not downloaded again" {
+    hub 'model.safetensors hangup*3'
+    "$B/tests/hub_get" hf:owner/tiny out 2>err 3>&- &
+    pid=$!
+    for _ in $(seq 100); do # the client waits before it tries again
+        grep -q model.safetensors hub.log && break
+        sleep 0.02
+    done
+    mkdir out
+    touch out/mine
+    rc=0
+    wait $pid || rc=$?
+    [ $rc = 1 ]
+    grep -q '^hub_get: .*out.*out.download keeps what has come' err || { cat err; false; }
+    rm -r out
+    get hf:owner/tiny out
+    [ "$status" = 0 ] || { echo "$output"; false; }
+    cmp out/model.safetensors weights
+    [ "$(grep -c 'resolve.*/model.safetensors' hub.log)" = 4 ] || { cat hub.log; false; }
+    [ ! -e out.download ]
+}
+
 @test "nobody listens: tried again, then given up" {
     hub
     kill "${pids[0]}"
