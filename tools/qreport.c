@@ -52,7 +52,7 @@ static int cmd_table(int argc, char **argv)
     struct opt opts[] = {
         {"md", 0, OPT_STR, &want.md, "FILE", "write the report as Markdown", NULL, 0, 0},
         {"csv", 0, OPT_STR, &want.csv, "FILE", "write the rows as CSV", NULL, 0, 0},
-        {"plot", 0, OPT_STR, &want.plot, "DIR", "draw ppl.svg, decode.svg and bytes.svg by gnuplot", NULL, 0, 0},
+        {"plot", 0, OPT_STR, &want.plot, "DIR", "draw ppl.svg, decode.svg and bytes.svg by gnuplot, and\nroofline-NAME.svg of qbench records with --kernels", NULL, 0, 0},
         {"png", 0, OPT_FLAG, &want.png, NULL, "plots as PNG too", NULL, 0, 0},
         {0},
     };

@@ -15,7 +15,8 @@ struct report_files {
 /* Write what is wanted; the path of each file written is appended to `files` (a JSON array). Each file appears whole
  * or not at all. */
 int report_write(const struct rows *rs, const struct report_files *want, json_t *files, struct err *e);
-/* The plots alone: DIR/{ppl,decode,bytes}.svg with the gnuplot script beside each; a plot with no data is left out. */
+/* The plots alone: DIR/{ppl,decode,bytes}.svg with the gnuplot script beside each, and roofline-NAME.svg of every
+ * configuration whose qbench record has kernels; a plot with no data is left out. */
 int report_plots(const struct rows *rs, const char *dir, bool png, json_t *files, struct err *e);
 
 /* Flat columns, one row a configuration, raw numbers: what --csv and metrics.csv hold. */

@@ -2,6 +2,7 @@
 #include "base/mem.h"
 #include "output/plot.h"
 #include "output/report.h"
+#include "output/roofline.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -115,5 +116,14 @@ int report_plots(const struct rows *rs, const char *dir, bool png, json_t *files
     script = decode_script(rs, &height);
     if (draw(script, height, dir, "decode", png, files, e)) return -1;
     script = bytes_script(rs, &height);
-    return draw(script, height, dir, "bytes", png, files, e);
+    if (draw(script, height, dir, "bytes", png, files, e)) return -1;
+    for (size_t i = 0; i < rs->n; i++) {
+        if (!rs->r[i].bench || !name_is_plain(rs->r[i].name)) continue;
+        char *name = mem_printf("roofline-%s", rs->r[i].name);
+        script = roofline_script(rs->r[i].bench, rs->r[i].name, &height);
+        int rc = draw(script, height, dir, name, png, files, e);
+        free(name);
+        if (rc) return -1;
+    }
+    return 0;
 }
