@@ -92,7 +92,8 @@ bats_require_minimum_version 1.5.0
     holds '[.results.kernels[] | select(.phase == "decode" and .format == "bf16" and .op != "embed")] |
            (map(.calls) | add) == 27 and
            ((map(.ops) | add) / (3*2*(2*(64*64*2 + 64*32*2 + 64*160*3) + 256*64)) | . >= 1 and . < 1.05)'
-    holds '[.results.kernels[] | select(.phase == "decode") | .op] | index("score") and index("embed") and
+    holds '[.results.kernels[] | select(.phase == "decode") | .op] |
+           (index("score") or index("argmax")) and index("embed") and
            any(startswith("attention") or startswith("rope_attention"))'
     holds '[.results.kernels[] | .ms > 0 and .bytes > 0] | all'
 }
