@@ -433,12 +433,10 @@ static int run(struct hub *h, const char *spec, const char *dest, struct err *e)
     msg_stage("hf:%s@%s into %s", h->repo, h->commit, h->staging);
     int rc = fetch_all(h, &have, e);
     if (rc == 0) rc = publish(h, have, dest, e);
-    if (rc && entries(h->staging) <= 1) { /* the stamp alone */
+    if (rc && entries(h->staging) <= 1) /* the stamp alone */
         path_remove_tree(h->staging, NULL);
-    } else if (rc && e) {
-        size_t n = strlen(e->msg);
-        snprintf(e->msg + n, sizeof e->msg - n, "; %s keeps what has come, and the same command goes on", h->staging);
-    }
+    else if (rc)
+        err_suffix(e, "; %s keeps what has come, and the same command goes on", h->staging);
     json_decref(have);
     return rc;
 }

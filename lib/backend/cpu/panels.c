@@ -1,5 +1,6 @@
 #include "backend/cpu/panels.h"
 
+#include "backend/nibbles.h"
 #include "base/half.h"
 #include "base/par.h"
 
@@ -58,17 +59,6 @@ bool panels_plan(struct panels *p, const struct qweight *w)
     p->codes_at = (p->codes_at + 63) / 64 * 64;
     p->panel_bytes = p->codes_at + (size_t)p->n_act * act_lines(p);
     return true;
-}
-
-/* Nibbles a … h of a word (a lowest) to bytes: e|a, f|b, g|c, h|d. */
-static uint32_t pair_nibbles(uint32_t w)
-{
-    uint32_t lo = w & 0xffff, hi = w >> 16;
-    lo = (lo | lo << 8) & 0x00ff00ffu;
-    hi = (hi | hi << 8) & 0x00ff00ffu;
-    lo = (lo | lo << 4) & 0x0f0f0f0fu;
-    hi = (hi | hi << 4) & 0x0f0f0f0fu;
-    return lo | hi << 4;
 }
 
 /* The codes of one row into its place in every line. codes: the row's first byte; n bytes belong to it. */

@@ -1,6 +1,7 @@
 #include "backend/cuda/weight.h"
 
 #include "backend/cpu/panels.h"
+#include "backend/nibbles.h"
 #include "base/mem.h"
 #include "base/par.h"
 
@@ -153,17 +154,6 @@ bool cuda_weight_next(const struct cuda_weight *p, struct cuda_piece *it, size_t
 }
 
 /* ---- packing ---- */
-
-/* Natural nibbles h … a (a lowest) to h d | g c | f b | e a. */
-static uint32_t pair_nibbles(uint32_t w)
-{
-    uint32_t lo = w & 0xffff, hi = w >> 16;
-    lo = (lo | lo << 8) & 0x00ff00ffu;
-    hi = (hi | hi << 8) & 0x00ff00ffu;
-    lo = (lo | lo << 4) & 0x0f0f0f0fu;
-    hi = (hi | hi << 4) & 0x0f0f0f0fu;
-    return lo | hi << 4;
-}
 
 static uint32_t swap_nibbles(uint32_t w) { return (w & 0x0f0f0f0fu) << 4 | (w >> 4 & 0x0f0f0f0fu); }
 
