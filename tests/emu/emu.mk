@@ -6,7 +6,7 @@ EMU_BUILDS ?= plain asan tsan
 EMU_HAVE := $(if $(SAN)$(FUZZING),,$(shell command -v $(EMU_CXX)))
 EMU_SRC := $(sort $(wildcard tests/emu/test_*.cpp))
 EMU_BIN := $(if $(EMU_HAVE),$(foreach b,$(EMU_BUILDS),$(EMU_SRC:tests/emu/%.cpp=$(EMU)/%-$(b))))
-EMU_PARTS := $(CUDA_SRC) $(sort $(wildcard tests/emu/engine/*.cpp)) tests/emu/check.cpp
+EMU_PARTS := $(CUDA_SRC) $(sort $(wildcard tests/emu/engine/*.cpp)) tests/emu/check.cpp tests/emu/mm.cpp
 
 EMU_WARN ?= -Wall -Wextra -Werror -Wno-unknown-pragmas
 EMU_FLAGS = -std=c++17 -g $(EMU_WARN) -fno-strict-aliasing -D_GNU_SOURCE -DQLAB_CUDA \
@@ -55,7 +55,7 @@ gpu-tests: all $(GPU_BIN) $(TEST_TOOL_BIN)
 $(B)/gpu/%.o: tests/emu/%.cpp $(B)/cuda.stamp
 	@mkdir -p $(@D)
 	$(call say,NVCC)$(NVCC) -x cu -std=c++17 -O2 -Ilib -Icuda -Itests/emu -Itests/lib $(CUDA_GENCODE) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
-$(B)/gpu/%: $(B)/gpu/%.o $(B)/gpu/check.o $(TEST_LIB_OBJ) $(B)/libq.a
+$(B)/gpu/%: $(B)/gpu/%.o $(B)/gpu/check.o $(B)/gpu/mm.o $(TEST_LIB_OBJ) $(B)/libq.a
 	$(call say,LD)$(NVCC) $(CUDA_GENCODE) -o $@ $^ -lcmocka $(LDLIBS)
-.SECONDARY: $(GPU_BIN:=.o) $(B)/gpu/check.o
--include $(GPU_BIN:=.d) $(B)/gpu/check.d
+.SECONDARY: $(GPU_BIN:=.o) $(B)/gpu/check.o $(B)/gpu/mm.o
+-include $(GPU_BIN:=.d) $(B)/gpu/check.d $(B)/gpu/mm.d
