@@ -152,7 +152,7 @@ $(G)/speed.md: $(BENCHES) $(G)/.stamp/report
 
 $(G)/sens/sens.json: $(SENS) $(S)/qreport.tool
 	@$(call say,,report on sensitivities)
-	@mkdir -p '$(@D)'; $(call json,qreport sens -q $(SENS) -o '$(@D)' --samples $(G)/samples)
+	@mkdir -p '$(@D)'; $(call json,qreport sens -q $(SENS) -o '$(@D)' --samples $(G)/samples --model $(M)/f16/model)
 VERDICT := $(ALL_SENS) $(foreach r,$(UNIFORM) $(MIXES),$(M)/$(r)/quant.json) $(GEN1_PPLS) $(MIXES:%=$(G)/%.json) \
            $(foreach k,$(RANDOMS),$(G)/random/$(k).recipe.json $(G)/random/$(k).quant.json $(G)/random/$(k).ppl.json)
 $(G)/gen1.json: $(ALL_SENS) $(GEN1_PPLS) $(RANDOM_PPLS) $(G)/sens/sens.json $(G)/speed.md $(G)/.stamp/report $(S)/qreport.tool

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RESULTS_VERSION 1
+#define RESULTS_VERSION 2
 
 static int given_argc;
 static char **given_argv;

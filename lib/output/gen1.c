@@ -3,9 +3,11 @@
 #include "base/mem.h"
 #include "base/msg.h"
 #include "output/mix.h"
+#include "output/rows.h"
 #include "output/sens.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 static void inputs(struct record *r, char **paths, int n)
 {
@@ -16,16 +18,29 @@ static void inputs(struct record *r, char **paths, int n)
 
 /* ---- sens ---- */
 
+/* Is it the model the records are of? */
+static void check_model(struct record *rec, const struct sens_rec *r, const char *path)
+{
+    struct err e;
+    if (record_input_model(rec, "model", path, &e)) die("%s", e.msg);
+    const char *sha = str_at(record_input(rec->root, "model"), "sha256");
+    if (!sha || strcmp(sha, r->model))
+        die("%s: not the model of %s (sha256 %.8s… was expected, this is %.8s…)", path, r->path, r->model, sha ? sha : "?");
+}
+
 int gen1_sens(int argc, char **argv, int version, gen1_begin *begin)
 {
-    const char *dir = NULL, *samples = NULL;
+    const char *dir = NULL, *samples = NULL, *model = NULL;
     struct opt opts[] = {{"output", 'o', OPT_STR, &dir, "DIR", "lbl_analysis.md and plots go here (required)", NULL, 0, 0},
                          {"samples", 0, OPT_STR, &samples, "DIR", "made by qsens --samples: a scatter plot an operation", NULL, 0, 0},
+                         {"model", 0, OPT_STR, &model, "MODEL", "the original that was measured: histograms of the worst linears' weights\n"
+                          "with the format's code points", NULL, 0, 0},
                          {0}};
     struct tool t = {.name = "qreport", .summary = "where quantization hurts", .opts = opts, .results_version = version,
-                     .usage = "sens SENS.json… -o DIR [--samples DIR]",
+                     .usage = "sens SENS.json… -o DIR [--samples DIR] [--model MODEL]",
                      .details = "Takes qsens records of one model; several modes of one format give their rank correlations.\n"
-                                "results: format, mode, worst[…], spearman{…}, files[…].\n"};
+                                "results: format, mode, worst[…], spearman{…}, files[…]; with --model weights[{name,\nlargest_over_rms, zero_share, "
+                                "entropy_bits, sqnr_db}] of the worst three linears.\n"};
     int n;
     char **paths = args_parse(&t, argc, argv, &n);
     struct record rec;
@@ -39,8 +54,9 @@ int gen1_sens(int argc, char **argv, int version, gen1_begin *begin)
         if (!doc || sens_rec_parse(&r[i], doc, paths[i], &e)) die("%s", e.msg);
     }
     inputs(&rec, paths, n);
+    if (model) check_model(&rec, &r[0], model);
     json_t *files = json_array();
-    if (sens_report(r, (size_t)n, samples, dir, files, &e)) die("%s", e.msg);
+    if (sens_report(r, (size_t)n, samples, model, dir, rec.results, files, &e)) die("%s", e.msg);
     sens_results(r, (size_t)n, rec.results);
     json_put(rec.results, "files", files);
     for (int i = 0; i < n; i++) sens_rec_free(&r[i]);

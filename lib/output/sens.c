@@ -3,6 +3,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "output/rows.h"
+#include "output/sens_weights.h"
 #include "output/table.h"
 
 #include <math.h>
@@ -194,9 +195,9 @@ static void reading(const struct sens_rec *r, size_t n, const struct sens_rec *m
           "noise for a single linear; KLD is not.\n", f);
 }
 
-static void pictures(const json_t *files, size_t from, FILE *f)
+static void pictures(const json_t *files, size_t from, size_t to, FILE *f)
 {
-    for (size_t i = from; i < json_array_size(files); i++) {
+    for (size_t i = from; i < to; i++) {
         const char *name = path_last(json_string_value(json_array_get(files, i)));
         if (!strncmp(name, "scatter", 7) && (i == 0 || strncmp(path_last(json_string_value(json_array_get(files, i - 1))), "scatter", 7)))
             fputs("\n## Outputs, operation by operation\n", f);
@@ -205,7 +206,19 @@ static void pictures(const json_t *files, size_t from, FILE *f)
     }
 }
 
-int sens_report(const struct sens_rec *r, size_t n, const char *samples, const char *dir, json_t *files, struct err *e)
+/* The histograms of the worst linears. */
+static int weights_of(struct sens_hists *h, const struct sens_rec *m, const struct ranked *k, const char *model, const char *dir,
+                      json_t *files, struct err *e)
+{
+    size_t *at = mem_array(m->n, sizeof *at);
+    for (size_t i = 0; i < m->n; i++) at[i] = k[i].i;
+    int rc = sens_hists(h, m, at, m->n, model, e);
+    free(at);
+    return rc ? rc : sens_hists_draw(h, dir, files, e);
+}
+
+int sens_report(const struct sens_rec *r, size_t n, const char *samples, const char *model, const char *dir, json_t *results,
+                json_t *files, struct err *e)
 {
     const struct sens_rec *m = sens_main(r, n);
     struct file_out o;
@@ -222,7 +235,10 @@ int sens_report(const struct sens_rec *r, size_t n, const char *samples, const c
     double total;
     struct ranked *k = rank(m, &total);
     char *path = path_join(dir, "lbl_analysis.md");
+    struct sens_hists hists = {0};
     int rc = sens_plots(m, &g, samples, dir, files, e);
+    size_t plots = json_array_size(files);
+    if (rc == 0 && model) rc = weights_of(&hists, m, k, model, dir, files, e);
     if (rc == 0) rc = file_out_open(&o, path, e);
     if (rc == 0) {
         fprintf(o.f, "# Layer by layer: where %s hurts\n\n", m->format);
@@ -230,13 +246,20 @@ int sens_report(const struct sens_rec *r, size_t n, const char *samples, const c
         reading(r, n, m, &g, k, total, o.f);
         fputs("\n## The worst ten\n\n", o.f);
         unit_table(m, k, m->n < 10 ? m->n : 10, total, o.f);
-        pictures(files, before, o.f);
+        pictures(files, before, plots, o.f);
+        if (hists.n) {
+            fprintf(o.f, "\n## The weights of the worst %s\n\n![weights of the worst linears](<weights.svg>)\n\n",
+                    hists.n == 3 ? "three" : hists.n == 2 ? "two" : "one");
+            sens_hists_text(&hists, o.f);
+        }
         if (g.n_ops && g.n_layers) summaries(&g, total, o.f);
         fputs("\n## All, worst first\n\n", o.f);
         unit_table(m, k, m->n, total, o.f);
         rc = file_out_close(&o, e);
     }
     if (rc == 0) json_array_append_new(files, json_string_nocheck(path));
+    if (rc == 0 && model) json_put(results, "weights", sens_hists_json(&hists));
+    sens_hists_free(&hists);
     free(path);
     free(k);
     free(g.v);

@@ -6,9 +6,11 @@
 #include "base/json.h"
 #include "output/sens_rec.h"
 
-/* DIR/lbl_analysis.md, layers.svg, heat.svg and, with samples (a folder made by qsens --samples, NULL: none),
- * scatter-OP.svg. Paths are appended to files. The records must be of one model. */
-int sens_report(const struct sens_rec *r, size_t n, const char *samples, const char *dir, json_t *files, struct err *e);
+/* DIR/lbl_analysis.md, layers.svg, heat.svg; with samples (a folder made by qsens --samples, NULL: none) scatter-OP.svg; with
+ * model (the original, NULL: not at hand) weights.svg, and results.weights. Paths are appended to files. The records must be
+ * of one model. */
+int sens_report(const struct sens_rec *r, size_t n, const char *samples, const char *model, const char *dir, json_t *results,
+                json_t *files, struct err *e);
 /* Into results: format, mode, worst (ten), spearman. */
 void sens_results(const struct sens_rec *r, size_t n, json_t *results);
 /* The record a report is mainly about: isolated before restore before local. */

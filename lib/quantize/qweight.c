@@ -135,18 +135,25 @@ WIDE static void scale_codes(enum dtype t, const int8_t *q, int64_t n, int z, fl
         for (int64_t i = 0; i < n; i++) dst[i] = (float)(q[i] - z) * s;
 }
 
+/* Stored zero point z of group g in row r (CODE_INT). */
+static int int_zero(const struct qweight *w, int64_t r, int64_t g)
+{
+    int bits = w->fmt.bits, per = 32 / bits;
+    if (!w->zero) return 0;
+    uint32_t word = ((const uint32_t *)w->zero)[r / per * format_groups(&w->fmt, w->n_in) + g];
+    return (int)(word >> bits * (r % per) & ((1u << bits) - 1)) - (1 << (bits - 1));
+}
+
 static void int_row(const struct qweight *w, int64_t r, float *dst)
 {
     enum { AT_ONCE = 256 };
-    int bits = w->fmt.bits, per = 32 / bits, off = 1 << (bits - 1);
-    uint32_t mask = (1u << bits) - 1;
+    int bits = w->fmt.bits;
     int64_t groups = format_groups(&w->fmt, w->n_in), size = w->fmt.group ? w->fmt.group : w->n_in;
     const uint32_t *words = (const uint32_t *)w->codes + r * format_words(&w->fmt, w->n_in);
     int8_t q[AT_ONCE + 2];
     for (int64_t g = 0; g < groups; g++) {
         float s = load(w->scale_dtype, w->scale, r * groups + g);
-        int z = 0;
-        if (w->zero) z = (int)(((const uint32_t *)w->zero)[r / per * groups + g] >> bits * (r % per) & mask) - off;
+        int z = int_zero(w, r, g);
         int64_t end = (g + 1) * size < w->n_in ? (g + 1) * size : w->n_in;
         for (int64_t k = g * size; k < end; k += AT_ONCE) {
             int64_t n = end - k < AT_ONCE ? end - k : AT_ONCE, odd = k % 2;
@@ -168,6 +175,13 @@ static void strided_row(const struct qweight *w, int64_t r, float *dst)
     }
 }
 
+static float block_absmax(const struct qweight *w, int64_t block)
+{
+    if (!w->fmt.double_quant) return ((const float *)w->absmax)[block];
+    float v = w->nested_map[((const uint8_t *)w->absmax)[block]] * w->nested_absmax[block / 256];
+    return v + w->nested_offset;
+}
+
 /*  byte i/2: |i|i+1|, even flat element in the high nibble; flat blocks run across rows */
 static void book_rows(const struct qweight *w, int64_t r0, int64_t n, float *dst)
 {
@@ -177,12 +191,7 @@ static void book_rows(const struct qweight *w, int64_t r0, int64_t n, float *dst
     for (int64_t i = first; i < end; i++) {
         if (i / w->fmt.group != block) {
             block = i / w->fmt.group;
-            if (w->fmt.double_quant) {
-                float v = w->nested_map[((const uint8_t *)w->absmax)[block]] * w->nested_absmax[block / 256];
-                absmax = v + w->nested_offset;
-            } else {
-                absmax = ((const float *)w->absmax)[block];
-            }
+            absmax = block_absmax(w, block);
         }
         dst[i - first] = round_to(w->out_dtype, w->book[codes[i / 2] >> (i % 2 ? 0 : 4) & 15] * absmax);
     }
@@ -207,6 +216,29 @@ void qweight_rows_f32(const struct qweight *w, int64_t r0, int64_t n, float *dst
         for (int64_t r = 0; r < n; r++) strided_row(w, r0 + r, dst + r * w->n_in);
         break;
     case CODE_BOOK: book_rows(w, r0, n, dst); break;
+    }
+}
+
+void qweight_rows_scaled(const struct qweight *w, int64_t r0, int64_t n, const float *x, float *dst)
+{
+    assert(r0 >= 0 && n >= 0 && r0 + n <= w->n_out);
+    for (int64_t i = 0; i < n * w->n_in; i++) {
+        int64_t r = r0 + i / w->n_in, k = i % w->n_in, g;
+        float s = 1, z = 0;
+        switch (w->fmt.kind) {
+        case CODE_FLOAT: break;
+        case CODE_INT:
+            g = w->fmt.group ? k / w->fmt.group : 0;
+            s = load(w->scale_dtype, w->scale, r * format_groups(&w->fmt, w->n_in) + g);
+            z = (float)int_zero(w, r, g);
+            break;
+        case CODE_STRIDED:
+            s = load(DT_F16, w->scale, r * w->fmt.group + k % w->fmt.group);
+            z = load(DT_F16, w->zero, r * w->fmt.group + k % w->fmt.group);
+            break;
+        case CODE_BOOK: s = block_absmax(w, (r0 * w->n_in + i) / w->fmt.group); break;
+        }
+        dst[i] = s != 0 ? x[i] / s + z : 0;
     }
 }
 

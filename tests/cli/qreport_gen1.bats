@@ -137,6 +137,35 @@ setup() {
     grep -q 'Spearman ρ of local and isolated: \*\*0.80\*\*' out/lbl_analysis.md
 }
 
+@test "sens --model: the worst linears' weights, as the format sees them" {
+    "$B/tests/mkmodel" -q llama-tied m --layers 3
+    "$B/tests/mkmodel" -q llama-tied other --seed 7
+    for f in int4-g32 nf4-dq int8-row int4-strided128 f16; do
+        "$B/bin/qsens" -q m -f $f --text "$src/data/calibration.txt" --chars 60 >s.json
+        "$B/bin/qquant" -q m -f $f -o m-$f >q.json
+        "$B/bin/qreport" sens -q s.json -o out --model m >out.json
+        "$B/tests/schema_check" "$src/docs/schema/qreport.json" out.json
+        [ $f != f16 ] || break
+        holds '.results | [.weights[].name] == [.worst[:3][].name]' out.json
+        [ -s out/weights.svg ]
+        # qquant measures the same weights
+        jq -en --slurpfile q q.json '[inputs.results.weights[] | . as $w | $q[0].results.tensors[] | select(.name == $w.name) |
+            .sqnr_db - $w.sqnr_db | fabs] | length == 3 and all(. < 1e-6)' out.json
+        # zeros, counted in the folder as it is read
+        "$B/tests/dequant" m-$f d
+        name=$(jq -r '.results.weights[0].name' out.json)
+        n=$(od -An -tu8 -N8 d | tr -d ' ')
+        read -r from to < <(tail -c +9 d | head -c "$n" | jq -r --arg n "$name.weight" '.[$n].data_offsets | @tsv')
+        zeros=$(tail -c +$((9 + n + from)) d | head -c $((to - from)) | od -An -v -tx2 -w2 | grep -cE '^ (0000|8000)$')
+        holds ".results.weights[0].zero_share - $zeros * 2 / ($to - $from) | fabs < 1e-12" out.json
+        holds ".results.weights | all(.entropy_bits > 0.9 and .entropy_bits <= $([ $f = int8-row ] && echo 8 || echo 4))" out.json
+    done
+    holds '.results.weights == []' out.json # floats have no code points worth a picture
+    refused 1 'other: not the model of s.json' sens s.json -o out2 --model other
+    refused 1 'nowhere' sens s.json -o out2 --model nowhere
+    [ ! -e out2 ]
+}
+
 @test "sens refuses bad input" {
     refused 2 '-o DIR is missing' sens s-local-int4-g64.json
     refused 1 'schema' sens q-mix-5.json -o out
