@@ -11,7 +11,7 @@ SENS_TEXT := data/calibration.txt
 SENS_CHARS := $(or $(CHARS),500)
 SENS_FORMAT := int4-g64
 CANDIDATES := int4-g128 int4-g64 int4-g32 nf4 int8-row
-PORTABLE := int4-g64-sym int4-g32-sym int8-row
+PORTABLE := int4-g64-sym int4-g32-sym int4-g32-sym+mse int8-row
 ALSO := fp4 seed-mixed
 RANDOM_MIXES := 20
 RANDOM_WINDOWS := 2
@@ -65,7 +65,7 @@ define sens_rule
 $(M)/sens-$(1)-$(2).json: $(M)/f16/quant.json $(G)/.stamp/sens $(S)/qsens.tool
 	@$$(call say_long,$(2): $(1) sensitivity of each linear,$$(flops.$(1)))
 	@for s in $$^; do [ ! "$$$$s" -nt '$$@.part.jsonl' ] || rm -f '$$@.part.jsonl'; done
-	@$$(call json,qsens $$(quiet) $(M)/f16/model -f $(2) --mode $(1) --text '$$(call q,$$(SENS_PATH))' \
+	@$$(call json,qsens $$(quiet) $(M)/f16/model -f $(2:%+mse=%) $(if $(filter %+mse,$(2)),--method mse) --mode $(1) --text '$$(call q,$$(SENS_PATH))' \
 	    --chars '$$(call q,$$(SENS_CHARS))' $$(run) -o '$$@.part.jsonl' $(if $(filter local,$(1)),--samples $(G)/samples))
 	@rm -f '$$@.part.jsonl'
 endef

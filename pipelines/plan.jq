@@ -5,6 +5,7 @@
 #
 # SENS.json: qsens records, one a candidate format, of one model, text and mode (isolated or restore), --per tensor.
 # Each decoder linear gets the format that makes the sum of predicted damages least without going over the budget.
+# A record made with --method mse is the candidate FORMAT+mse: same bytes, codes chosen otherwise.
 # Damage is the record's KLD at the model's output, floored at 0; keeping a linear in float costs its bytes and no damage.
 #
 # Arguments (--argjson unless it says --arg):
@@ -54,7 +55,7 @@ def read_record:
     | . as $r
     | ($r.results.tensors | map(select(.name | is_name | not) | .name)) as $odd
     | if $odd != [] then fail("\($r.results.format): \($odd | few): not a decoder linear (--per tensor was expected)") else . end
-    | {format: .results.format, mode: .results.mode, all: .results.all, tensors: .results.tensors,
+    | {format: (.results | .format + if .method == "mse" then "+mse" else "" end), mode: .results.mode, all: .results.all, tensors: .results.tensors,
        key: {model: [.inputs[]? | select(.role == "model") | .sha256], text: [.inputs[]? | select(.role == "text") | .sha256],
              n_tokens: .results.n_tokens, mode: .results.mode}};
 
@@ -150,7 +151,8 @@ def apply_keep($keep):
 
 # A group that does not divide the row opens nowhere else.
 def is_portable($float; $n_in):
-    if IN($float, "f16", "bf16", "int8-row") then true
+    split("+")[0]
+    | if IN($float, "f16", "bf16", "int8-row") then true
     else (capture("^int4-g(?<g>[0-9]+)-sym$") // {g: "0"} | .g | tonumber) as $g
          | $g > 0 and ($n_in == null or $n_in % $g == 0) end;
 
@@ -329,6 +331,15 @@ def recipe: # of [{name, n, format}], in the order of the records
                      else .rules += [$r | del(.names)] | .seen += ($r.names | map({(.): true}) | add) end)
                | .rules)};
 
+# Names of candidates to what qquant reads: FORMAT+METHOD is a format and a method, which rules inherit from the default.
+def split_methods:
+    def method: split("+")[1] // "rtn";
+    (.default | method) as $of_default
+    | .rules |= map((.format | method) as $m
+                    | .format |= split("+")[0] | if $m == $of_default then . else .method = $m end)
+    | .default |= split("+")[0]
+    | if $of_default == "rtn" then . else {default, method: $of_default, rules} end;
+
 # --- All of it
 
 (if . == null then [inputs] elif type == "array" then . else [., inputs] end)
@@ -358,7 +369,7 @@ def recipe: # of [{name, n, format}], in the order of the records
 | ($picked | map(.damage) | add) as $predicted
 | ($picked | map(.bytes) | add) as $bytes
 | ([$won.bound, 0] | max | [., $predicted] | min) as $bound
-| ($linears | map({name, n, format: $format[.name]}) | recipe)
+| ($linears | map({name, n, format: $format[.name]}) | recipe | split_methods)
 + {plan: {predicted: $predicted, bytes: $bytes, bpw: ($bytes | bpw), budget: arg("budget"), budget_bytes: $budget,
           lower_bound: $bound, gap: ($predicted - $bound), optimal: $won.optimal, metric: $metric, mode: $records[0].mode,
           n_linears: ($linears | length), reachable_bytes: [$least, $most],

@@ -14,6 +14,6 @@ def step: (. * 69069 + 1) % 4294967296;  # Marsaglia's generator: exact in doubl
     (.s | step) as $a | ($a | step) as $b | .s = $b
     | (if $a / 4294967296 < $share then $n - 1 else $b / 4294967296 * ($n - 1) | floor end) as $k
     | $records[$k].results as $r
-    | .rules += [{match: $r.tensors[$i].name, format: $r.format}]
+    | .rules += [{match: $r.tensors[$i].name, format: $r.format, method: ($r.method // "rtn")}]
     | .predicted += ([$r.tensors[$i].kld, 0] | max))
 | {default: $records[0].results.format, rules: .rules, plan: {random: $seed, share: $share, predicted: .predicted}}

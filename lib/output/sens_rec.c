@@ -34,11 +34,12 @@ int sens_rec_parse(struct sens_rec *r, json_t *json, const char *path, struct er
 {
     const char *bad = NULL;
     const json_t *list = json_at(json, "results.tensors");
+    const char *format = str_at(json, "results.format"), *method = str_at(json, "results.method");
     *r = (struct sens_rec){
         .json = json,
         .path = path,
         .mode = str_at(json, "results.mode"),
-        .format = str_at(json, "results.format"),
+        .format = format ? mem_printf("%s%s", format, method && !strcmp(method, "mse") ? "+mse" : "") : NULL,
         .per = str_at(json, "results.per"),
         .model = str_at(record_input(json, "model"), "sha256"),
         .text = str_at(record_input(json, "text"), "sha256"),
@@ -68,6 +69,7 @@ void sens_rec_free(struct sens_rec *r)
 {
     json_decref(r->json);
     free(r->u);
+    free(r->format);
     *r = (struct sens_rec){0};
 }
 

@@ -17,7 +17,8 @@ struct sens_unit {
 
 struct sens_rec {
     json_t *json; /* owned */
-    const char *path, *mode, *format, *per;
+    const char *path, *mode, *per;
+    char *format;             /* owned; FORMAT+mse where the codes were searched */
     const char *model, *text; /* digests */
     double n_tokens, baseline_nll, all_kld, all_delta_nll;
     struct sens_unit *u;

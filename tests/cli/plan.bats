@@ -122,6 +122,28 @@ format_of='def glob: gsub("\\."; "\\.") | gsub("\\*"; ".*") | "^" + . + "$";
         | unique | length] | all(. == 1)' "$t/plan"
 }
 
+@test "a record of --method mse is a candidate of its own, and its rules say the method" {
+    records 5 2 int4-g32-sym int8-row >"$t/rtn"
+    # same bytes, half the damage of one operation, twice that of the others
+    jq -c 'select(.results.format == "int4-g32-sym") | .results.method = "mse"
+        | .results.tensors[] |= (.kld *= if .name | test("v_proj") then 0.5 else 2 end)' "$t/rtn" >"$t/mse"
+    plan --argjson budget '{"like":"int4-g32-sym+mse"}' --argjson formats '["int4-g32-sym","int4-g32-sym+mse"]' \
+        "$t/rtn" "$t/mse" >"$t/r"
+    jq -e '.default == "int4-g32-sym" and (has("method") | not)
+        and .rules == [{match: "*.v_proj", format: "int4-g32-sym", method: "mse"}]' "$t/r"
+    jq -e '.plan.formats == {"int4-g32-sym": 12, "int4-g32-sym+mse": 2}' "$t/r"
+    # where most are searched, the others say that they are not; qquant does as the recipe says
+    jq -c '.results.tensors[] |= (.kld *= if .name | test("v_proj") then 8 else 0.1 end)' "$t/mse" >"$t/mse2"
+    jq -e '.default == "int4-g32-sym" and .method == "mse"
+        and .rules == [{match: "*.v_proj", format: "int4-g32-sym", method: "rtn"}]' <(
+        plan --argjson budget 5 --argjson formats '["int4-g32-sym","int4-g32-sym+mse"]' "$t/rtn" "$t/mse2")
+    "$B/tests/mkmodel" -q llama-tied "$t/m"
+    jq '.rules[0].match = "*.self_attn.v_proj"' <(
+        plan --argjson budget 5 --argjson formats '["int4-g32-sym","int4-g32-sym+mse"]' "$t/rtn" "$t/mse2") >"$t/r"
+    "$B/bin/qquant" -q "$t/m" -r "$t/r" -o "$t/q" |
+        jq -e '[.results.tensors[] | select(.format == "int4-g32-sym") | [(.name | test("v_proj")), .method]] | unique == [[false, "mse"], [true, "rtn"]]'
+}
+
 @test "what cannot be done: one line, exit 5, nothing on stdout" {
     records 1 1 int4-g64 int8-row >"$t/r"
     refused() {

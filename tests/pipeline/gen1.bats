@@ -20,6 +20,9 @@ gen1() { # VARIABLE=VALUE…
     jq -e '.results | (.budgets | length) == 3 and (.random | length) == 3' "$m/gen1/gen1.json"
     jq -e '.results.budgets[] | select(.recipe == "mix-portable-5.0") | .portable and .bpw < 5.1' "$m/gen1/gen1.json"
     jq -e '.results.budgets[] | select(.recipe == "mix-5.0") | .margin_se_paired and (.chord | type) == "number"' "$m/gen1/gen1.json"
+    jq -e '.params.method == "mse"' "$m/int4-g32-sym+mse/quant.json"
+    jq -e '.results.method == "mse"' "$m/sens-isolated-int4-g32-sym+mse.json"
+    jq -e '.results.uniform[] | select(.recipe == "int4-g32-sym+mse") | .predicted > 0' "$m/gen1/gen1.json"
     jq -e '.results.spearman | [.[] | type] | all(. == "number")' "$m/gen1/gen1.json"
     jq -e '.params.leak != null' "$m/gen1/ppl/mix-5.0.json"
     [ "$(jq -s '[.[].results.runs[].depth] | length' "$m"/gen1/bench-*.json)" = 8 ]
