@@ -188,10 +188,11 @@ static int cmd_check(int argc, char **argv)
     return record_finish(&rec);
 }
 
-/* ---- sens, mix ---- */
+/* ---- sens, mix, speed ---- */
 
 static int cmd_sens(int argc, char **argv) { return gen1_sens(argc, argv, RESULTS_VERSION, begin); }
 static int cmd_mix(int argc, char **argv) { return gen1_mix(argc, argv, RESULTS_VERSION, begin); }
+static int cmd_speed(int argc, char **argv) { return gen1_speed(argc, argv, RESULTS_VERSION, begin); }
 
 /* ---- dispatch ---- */
 
@@ -203,6 +204,7 @@ static const struct {
     {"table", cmd_table, "one row a configuration: Markdown, CSV, plots"},
     {"sens", cmd_sens, "where quantization hurts: lbl_analysis.md and plots"},
     {"mix", cmd_mix, "do mixes beat the straight line between uniform formats?"},
+    {"speed", cmd_speed, "prefill and decode at several prompts and depths: speed.md and a plot"},
     {"diff", cmd_diff, "two qppl records, token by token: worse, better, cannot-tell"},
     {"check", cmd_check, "exit 1 if a limit is broken"},
 };

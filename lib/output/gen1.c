@@ -5,6 +5,7 @@
 #include "output/mix.h"
 #include "output/rows.h"
 #include "output/sens.h"
+#include "output/speed.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -91,5 +92,37 @@ int gen1_mix(int argc, char **argv, int version, gen1_begin *begin)
     mix_results(&m, rec.results);
     json_put(rec.results, "files", files);
     mix_free(&m);
+    return record_finish(&rec);
+}
+
+/* ---- speed ---- */
+
+int gen1_speed(int argc, char **argv, int version, gen1_begin *begin)
+{
+    const char *dir = NULL;
+    struct opt opts[] = {{"output", 'o', OPT_STR, &dir, "DIR", "speed.md and speed.svg go here (required)", NULL, 0, 0}, {0}};
+    struct tool t = {.name = "qreport", .summary = "prefill and decode of several models, prompts and depths", .opts = opts,
+                     .results_version = version, .usage = "speed BENCH.json… -o DIR",
+                     .details = "Takes qbench records; the model of the first one is what the others are held against.\n"
+                                "results: speed[{name, prompt_tokens, depth, compute, ttft_ms, prefill_tps, decode_tps (medians),\n"
+                                "faster_ttft, faster_decode (times the first model)}], files[…].\n"};
+    int n;
+    char **paths = args_parse(&t, argc, argv, &n);
+    struct record rec;
+    struct speed s;
+    struct err e;
+    if (n == 0) die_usage("no record given");
+    if (!dir) die_usage("-o DIR is missing");
+    begin(&rec, &t, argc, argv);
+    json_t **doc = mem_new((size_t)n, sizeof *doc), *files = json_array();
+    for (int i = 0; i < n; i++)
+        if (!(doc[i] = record_read(paths[i], "qbench", &e))) die("%s", e.msg);
+    inputs(&rec, paths, n);
+    if (speed_read(&s, doc, paths, (size_t)n, &e) || speed_report(&s, dir, files, &e)) die("%s", e.msg);
+    json_put(rec.results, "speed", speed_json(&s));
+    json_put(rec.results, "files", files);
+    speed_free(&s);
+    for (int i = 0; i < n; i++) json_decref(doc[i]);
+    free(doc);
     return record_finish(&rec);
 }

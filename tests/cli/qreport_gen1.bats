@@ -166,6 +166,44 @@ setup() {
     [ ! -e out2 ]
 }
 
+# bench FILE NAME PROMPT RUNS: a record of qbench with runs [[depth, ttft, prefill, decode]…]
+bench() {
+    record "$1" qbench ".inputs = [{role: \"model\", path: \"out/$2/model\", bytes: 1, sha256: \"$(sha "$2")\"}] |
+        .results = {compute: \"int8\", prompt_tokens: $3, gen: 8, bandwidth: {decode_fraction: 0.75}, runs: [$4[] | . as [\$d, \$t, \$p, \$g] |
+            {depth: \$d, ttft_ms: {p50: \$t, samples: [\$t, \$t * 2]}, prefill_tps: {p50: \$p, samples: [\$p]},
+             decode_tps: {p50: \$g, samples: [\$g / 2, \$g]}}]}"
+}
+
+@test "speed: prompts and depths side by side, held against the first model" {
+    bench f1.json f16 64 '[[0, 80, 800, 100], [256, 90, 700, 80]]'
+    bench f2.json f16 256 '[[0, 320, 800, 90]]'
+    bench q2.json int4-g64 256 '[[0, 160, 1600, 270], [9, 160, 1600, 280]]'
+    bench q1.json int4-g64 64 '[[256, 45, 1400, 200], [0, 20, 3200, 250]]'
+    "$B/bin/qreport" speed -q f1.json f2.json q2.json q1.json -o out >out.json
+    "$B/tests/schema_check" "$src/docs/schema/qreport.json" out.json
+    holds '.results.speed | map([.name, .prompt_tokens, .depth, .faster_ttft, .faster_decode]) == [["f16", 64, 0, null, null],
+        ["f16", 64, 256, null, null], ["f16", 256, 0, null, null], ["int4-g64", 64, 0, 4, 2.5], ["int4-g64", 64, 256, 2, 2.5],
+        ["int4-g64", 256, 0, 2, 3], ["int4-g64", 256, 9, null, null]]' out.json
+    holds '.results.files == ["out/speed.svg", "out/speed.md"]' out.json
+    grep -qF '**int4-g64** reads a prompt 2.0 to 4.0 times as fast as f16 and decodes 2.5 to 3.0 times as fast.' out/speed.md
+    grep -qF '(<speed.svg>)' out/speed.md
+    for s in '>f16<' '>int4-g64<' '>64 tokens<' '>after 256<' '>320<' '>280<'; do grep -q -- "$s" out/speed.svg; done
+}
+
+@test "speed refuses bad input" {
+    bench f1.json f16 64 '[[0, 80, 800, 100]]'
+    refused 2 'no record given' speed -o out
+    refused 2 '-o DIR is missing' speed f1.json
+    refused 1 'f1.json and f1.json: two runs of f16 with 64 prompt tokens at depth 0' speed f1.json f1.json -o out
+    refused 1 'schema' speed q-mix-5.json -o out
+    for f in '.results.runs = []' 'del(.results.runs[0].ttft_ms)' '.results.runs[0].decode_tps.p50 = null' \
+        '.results.runs[0].prefill_tps.p50 = "1"' '.results.prompt_tokens = 0' '.results.runs[0].depth = -1' '.results.runs[0] = 3'; do
+        jq -c "$f" f1.json >bad.json
+        refused 1 'bad.json: ' speed bad.json -o out
+    done
+    [ ! -e out ]
+}
+
 @test "sens refuses bad input" {
     refused 2 '-o DIR is missing' sens s-local-int4-g64.json
     refused 1 'schema' sens q-mix-5.json -o out
