@@ -34,7 +34,7 @@ static struct opt opts[] = {
     {"ref", 'r', OPT_STR, &o.ref, "MODEL", "compare with this model: KL divergence, top-1 agreement, paired\n"
      "difference of NLL", NULL, 0, 0},
     {"ref-compute", 0, OPT_CHOICE, &o.ref_compute, "KIND", "what the reference computes in",
-     "f32|f16|bf16|int8|auto", 0, 0},
+     COMPUTE_NAMES, 0, 0},
     {"ref-cache", 0, OPT_STR, &o.ref_cache, "FILE", "keep the reference's final hidden states in this file and use them\n"
      "when they fit: same results, without running the reference again", NULL, 0, 0},
     {"leak", 0, OPT_STR, &o.leak, "FILE", "refuse a text that shares runs of 32 tokens with FILE", NULL, 0, 0},

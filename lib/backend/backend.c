@@ -6,18 +6,18 @@
 #include <stdio.h>
 #include <string.h>
 
-static const char *const compute_names[] = {"f32", "f16", "bf16", "int8"};
+static const char *const compute_names[N_COMPUTE] = {"f32", "f16", "bf16", "int8", "int8x2"};
 
 const char *compute_name(enum compute c) { return compute_names[c]; }
 
 static int compute_parse(const char *s, enum compute *c, struct err *e)
 {
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < N_COMPUTE; i++)
         if (!strcmp(s, compute_names[i])) {
             *c = (enum compute)i;
             return 0;
         }
-    return err_set(e, "compute '%s': unknown (f32, f16, bf16, int8 or auto was expected)", s);
+    return err_set(e, "compute '%s': unknown (f32, f16, bf16, int8, int8x2 or auto was expected)", s);
 }
 
 int backend_open(struct backend *be, const char *device, const char *compute, struct err *e)
@@ -32,6 +32,8 @@ int backend_open(struct backend *be, const char *device, const char *compute, st
     if (!strcmp(device, "cpu-ref")) return cpu_ref_open(be, c, e);
     if (!strncmp(device, "cuda", 4) && (device[4] == 0 || device[4] == ':')) {
 #ifdef QLAB_CUDA
+        if (c == COMPUTE_INT8X2)
+            return err_set(e, "compute 'int8x2': not offered by device %s (int8 or f32 was expected)", device);
         int index = 0;
         char end;
         if (device[4] && sscanf(device + 4, ":%9d%c", &index, &end) != 1)

@@ -14,7 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum compute { COMPUTE_F32, COMPUTE_F16, COMPUTE_BF16, COMPUTE_INT8 };
+/* INT8: activations in int8, one pass. INT8X2: two, the second over what the first left. */
+enum compute { COMPUTE_F32, COMPUTE_F16, COMPUTE_BF16, COMPUTE_INT8, COMPUTE_INT8X2, N_COMPUTE };
 const char *compute_name(enum compute c);
 
 struct backend;

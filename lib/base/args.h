@@ -32,6 +32,8 @@ struct opt {
     double lo, hi;       /* OPT_INT, OPT_NUM, OPT_INTS; both 0: no limit but the type's */
 };
 
+#define COMPUTE_NAMES "f32|f16|bf16|int8|int8x2|auto"
+
 /* The options all six tools have. */
 struct common_opts {
     int64_t threads; /* 0: all cores this process may use */

@@ -82,7 +82,7 @@ bats_require_minimum_version 1.5.0
 @test "the record names seed, prompt length and the compute kind that auto became" {
     bench "$bare" --seed 2
     holds '.params.seed == 2 and .params.prompt_tokens == 20'
-    holds '.params.compute | IN("f32", "f16", "bf16", "int8")'
+    holds '.params.compute | IN("f32", "f16", "bf16", "int8", "int8x2")'
 }
 
 @test "--kernels: every op of both phases, with bytes and operations" {

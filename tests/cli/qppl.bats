@@ -69,6 +69,22 @@ ppl() { "$B/bin/qppl" -q "$@" >"$r"; }
            .kld.p999 <= .kld.max and .top1_agreement > 0.5 and .delta_nll.se < .nll_se' "$r"
 }
 
+@test "activations in int8 cost a little, in two passes next to nothing, with any number of threads" {
+    "$B/bin/qload" -q "$m" --dtype f16 -o "$BATS_TEST_TMPDIR/f16" >/dev/null # bf16 would round weights in f32 compute more
+    for f in int4-g32 nf4; do
+        w=$BATS_TEST_TMPDIR/$f
+        "$B/bin/qquant" -q "$BATS_TEST_TMPDIR/f16" -f $f -o "$w" >/dev/null
+        ppl "$w" --text $text --ctx 64 --chars 2000 --ref "$w" --compute int8
+        holds '.results | .compute == "int8" and .kld.mean > 1e-6 and .kld.mean < 0.01' "$r"
+        one=$(jq .results.kld.mean "$r")
+        ppl "$w" --text $text --ctx 64 --chars 2000 --ref "$w" --compute int8x2 -t 1
+        holds ".results | .compute == \"int8x2\" and .kld.mean < $one / 20" "$r"
+        jq -cS .results "$r" >"$r.1"
+        ppl "$w" --text $text --ctx 64 --chars 2000 --ref "$w" --compute int8x2 -t 3
+        [ "$(jq -cS .results "$r")" = "$(cat "$r.1")" ]
+    done
+}
+
 @test "kept states of the reference give the same results without running it, and are replaced when they do not fit" {
     c=$BATS_TEST_TMPDIR/states
     ppl "$q" --text $text --ctx 64 --chars 1000 --ref "$m"

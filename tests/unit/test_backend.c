@@ -188,22 +188,30 @@ static void test_matmul_shapes(void **state)
     one_matmul(format_find("int4-g32"), DT_F16, (struct shape){700, 1600, 2}, false, &rng);
 }
 
-/* ---- compute int8 ---- */
+/* ---- compute int8, int8x2 ---- */
 
-/* Activations as the int8 path sees them: groups of 32, absmax/127, nearest even. */
-static void emulate_int8(const float *x, float *out, int64_t n_tok, int64_t n_in)
+/* Activations as the int8 path sees them: groups of 32, absmax/127, nearest even; what that leaves once more, if passes
+ * are two. */
+static void emulate_int8(const float *x, float *out, int64_t n_tok, int64_t n_in, int passes)
 {
     for (int64_t t = 0; t < n_tok; t++)
         for (int64_t k0 = 0; k0 < n_in; k0 += 32) {
-            float max = 0;
-            int64_t end = k0 + 32 < n_in ? k0 + 32 : n_in;
-            for (int64_t k = k0; k < end; k++) max = fmaxf(max, fabsf(x[t * n_in + k]));
-            for (int64_t k = k0; k < end; k++)
-                out[t * n_in + k] = max > 0 ? rintf(x[t * n_in + k] * (127.0f / max)) * (max / 127.0f) : 0;
+            float left[32] = {0};
+            int64_t n = k0 + 32 < n_in ? 32 : n_in - k0, at = t * n_in + k0;
+            memcpy(left, x + at, (size_t)n * 4);
+            for (int p = 0; p < passes; p++) {
+                float max = 0;
+                for (int64_t k = 0; k < n; k++) max = fmaxf(max, fabsf(left[k]));
+                for (int64_t k = 0; k < n; k++) {
+                    float q = max > 0 ? rintf(left[k] * (127.0f / max)) : 0, s = max / 127.0f;
+                    out[at + k] = (p ? out[at + k] : 0) + q * s;
+                    left[k] = (float)(left[k] - (double)q * s);
+                }
+            }
         }
 }
 
-static void one_int8(const struct format *f, enum dtype dtype, struct shape s, bool extreme, struct rng *rng)
+static void one_int8(const struct format *f, enum dtype dtype, struct shape s, bool extreme, int passes, struct rng *rng)
 {
     struct qbuffer b;
     struct backend ref, be;
@@ -213,22 +221,23 @@ static void one_int8(const struct format *f, enum dtype dtype, struct shape s, b
     qrandom(&b, f, s.n_out, s.n_in, dtype, rng, extreme);
     int64_t n = s.n_tok * s.n_out, nx = s.n_tok * s.n_in;
     float *x = guard_new(nx), *xq = mem_array((size_t)nx, 4), *want = mem_array((size_t)n, 4), *plain = NULL;
-    float *bias = mem_array((size_t)s.n_out, 4);
+    float *bias = mem_array((size_t)s.n_out, 4), *full = mem_array((size_t)n, 4);
     random_floats(rng, x, nx);
     random_floats(rng, bias, s.n_out);
     if (s.n_in > 40) memset(x + 33, 0, (size_t)(s.n_in - 33 < 31 ? s.n_in - 33 : 31) * 4); /* a group of zeros but one */
     bool panels = panels_plan(&plan, &b.w);
-    emulate_int8(x, xq, s.n_tok, s.n_in);
+    emulate_int8(x, xq, s.n_tok, s.n_in, passes);
     assert_int_equal(cpu_ref_open(&ref, COMPUTE_F32, &e), 0);
     struct qweight exact = b.w; /* the int8 path multiplies codes by scales without rounding the product to f16 */
     if (panels) exact.out_dtype = DT_F32;
     assert_int_equal(ref.ops->load_weight(&ref, &wr, &exact, &e), 0);
     ref.ops->matmul(&ref, &(struct matmul){want, &wr, bias}, 1, panels ? xq : x, s.n_tok);
+    ref.ops->matmul(&ref, &(struct matmul){full, &wr, bias}, 1, x, s.n_tok);
     for (int isa = 0; isa <= (int)isa_best(); isa++) {
         char what[160];
-        snprintf(what, sizeof what, "int8 matmul %s %s %dx%d, %d tokens%s", f->name, isa_name((enum isa)isa), (int)s.n_out,
-                 (int)s.n_in, (int)s.n_tok, extreme ? ", extreme" : "");
-        assert_int_equal(cpu_open(&be, COMPUTE_INT8, (enum isa)isa, &e), 0);
+        snprintf(what, sizeof what, "int8 x%d matmul %s %s %dx%d, %d tokens%s", passes, f->name, isa_name((enum isa)isa),
+                 (int)s.n_out, (int)s.n_in, (int)s.n_tok, extreme ? ", extreme" : "");
+        assert_int_equal(cpu_open(&be, passes == 1 ? COMPUTE_INT8 : COMPUTE_INT8X2, (enum isa)isa, &e), 0);
         assert_int_equal(be.ops->load_weight(&be, &w, &b.w, &e), 0);
         float *first = NULL;
         for (int threads = 1; threads <= 3; threads++) {
@@ -236,8 +245,10 @@ static void one_int8(const struct format *f, enum dtype dtype, struct shape s, b
             float *y = guard_new(n);
             be.ops->matmul(&be, &(struct matmul){y, &w, bias}, 1, x, s.n_tok);
             if (!first) {
-                /* integers that stand for a code book are off by up to 0.4 % of its range */
-                compare(y, want, n, f->kind == CODE_BOOK && panels ? 5e-5 : 1e-11, 1e30, 0, what);
+                /* integers that stand for a code book are off by up to 0.4 % of its range, of what that leaves with two */
+                double book = passes == 1 ? 5e-5 : 1e-9;
+                compare(y, want, n, f->kind == CODE_BOOK && panels ? book : 1e-11, 1e30, 0, what);
+                if (passes == 2) compare(y, full, n, 2e-8, 1e30, 0, what);
                 if (plain) compare(y, plain, n, 1e-12, 1e30, 0, what);
                 first = memcpy(mem_array((size_t)n, 4), y, (size_t)n * 4);
             }
@@ -262,6 +273,7 @@ static void one_int8(const struct format *f, enum dtype dtype, struct shape s, b
     guard_check(x, nx, "x");
     free(xq);
     free(want);
+    free(full);
     free(bias);
     free(plain);
 }
@@ -275,9 +287,13 @@ static void test_int8(void **state)
     for (size_t f = 0; f < n_formats; f++)
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
             for (int extreme = 0; extreme < 2; extreme++)
-                one_int8(&formats[f], model_dtypes[s % 3], shapes[s], extreme, &rng);
-    one_int8(format_find("int4-g64"), DT_F16, (struct shape){700, 1600, 300}, false, &rng);
-    one_int8(format_find("int8-row"), DT_F16, (struct shape){700, 1600, 2}, false, &rng);
+                for (int passes = 1; passes <= 2; passes++)
+                    one_int8(&formats[f], model_dtypes[s % 3], shapes[s], extreme, passes, &rng);
+    for (int passes = 1; passes <= 2; passes++) {
+        one_int8(format_find("int4-g64"), DT_F16, (struct shape){700, 1600, 300}, false, passes, &rng);
+        one_int8(format_find("nf4"), DT_F16, (struct shape){100, 1600, 140}, false, passes, &rng);
+        one_int8(format_find("int8-row"), DT_F16, (struct shape){700, 1600, 2}, false, passes, &rng);
+    }
 }
 
 /* A layer that mixes formats, and activations that are not finite: NaN comes out, and only for its token. */
@@ -287,7 +303,8 @@ static void test_int8_mixed_and_nan(void **state)
     static const char *const names[] = {"f16", "int4-g64", "int4-strided128", "int8-row"};
     enum { K = 192, N = 20, T = 6 };
     struct rng rng = {13};
-    for (int isa = 0; isa <= (int)isa_best(); isa++) {
+    for (int i = 0; i < 2 * ((int)isa_best() + 1); i++) {
+        enum isa isa = (enum isa)(i / 2);
         struct backend be;
         struct err e;
         struct qbuffer b[4];
@@ -295,7 +312,7 @@ static void test_int8_mixed_and_nan(void **state)
         struct matmul jobs[4];
         float *x = mem_array(T * K, 4), one[T * N];
         random_floats(&rng, x, T * K);
-        assert_int_equal(cpu_open(&be, COMPUTE_INT8, (enum isa)isa, &e), 0);
+        assert_int_equal(cpu_open(&be, i % 2 ? COMPUTE_INT8X2 : COMPUTE_INT8, isa, &e), 0);
         for (int j = 0; j < 4; j++) {
             qrandom(&b[j], format_find(names[j]), N, K, DT_F16, &rng, false);
             assert_int_equal(be.ops->load_weight(&be, &w[j], &b[j].w, &e), 0);

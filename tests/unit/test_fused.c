@@ -16,6 +16,8 @@
 #include <cmocka.h>
 
 static const double eps = 1e-5;
+static const enum compute computes[] = {COMPUTE_F32, COMPUTE_INT8, COMPUTE_INT8X2};
+enum { N_COMPUTES = sizeof computes / sizeof *computes };
 
 /* n weights of one input width, their biases (every second one) and places for results. */
 struct set {
@@ -122,15 +124,15 @@ static void test_same_bits(void **state)
                                           {1600, 300, 1}};
     struct rng rng = {21};
     for (int isa = 0; isa <= (int)isa_best(); isa++)
-        for (int c = 0; c < 2; c++) {
+        for (size_t c = 0; c < N_COMPUTES; c++) {
             struct backend be;
             struct err e;
-            assert_int_equal(cpu_open(&be, c ? COMPUTE_INT8 : COMPUTE_F32, (enum isa)isa, &e), 0);
+            assert_int_equal(cpu_open(&be, computes[c], (enum isa)isa, &e), 0);
             for (size_t m = 0; m < sizeof mixes / sizeof *mixes; m++)
                 for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
                     for (int threads = 1; threads <= 3; threads += 2) {
                         char label[80];
-                        snprintf(label, sizeof label, "%s %s %s…, %d threads", isa_name((enum isa)isa), c ? "int8" : "f32",
+                        snprintf(label, sizeof label, "%s %s %s…, %d threads", isa_name((enum isa)isa), compute_name(computes[c]),
                                  mixes[m][0], threads);
                         par_set_threads(threads);
                         one(&be, mixes[m], shapes[s], &rng, label);
@@ -259,7 +261,7 @@ static void test_argmax(void **state)
     enum { K = 256 };
     struct rng rng = {23};
     for (int isa = 0; isa <= (int)isa_best(); isa++)
-        for (int c = 0; c < 2; c++)
+        for (size_t c = 0; c < N_COMPUTES; c++)
             for (size_t f = 0; f < sizeof names / sizeof *names; f++)
                 for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
                     for (int zero = 0; zero < 2; zero++) { /* all logits equal: the lowest index */
@@ -272,7 +274,7 @@ static void test_argmax(void **state)
                         int32_t target = 0;
                         random_floats(&rng, x, K);
                         if (zero) memset(x, 0, sizeof x);
-                        assert_int_equal(cpu_open(&be, c ? COMPUTE_INT8 : COMPUTE_F32, (enum isa)isa, &e), 0);
+                        assert_int_equal(cpu_open(&be, computes[c], (enum isa)isa, &e), 0);
                         qrandom(&b, format_find(names[f]), sizes[s], K, DT_F16, &rng, false);
                         assert_int_equal(be.ops->load_weight(&be, &w, &b.w, &e), 0);
                         be.ops->matmul(&be, &(struct matmul){logits, &w, NULL}, 1, x, 1);

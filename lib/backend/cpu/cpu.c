@@ -87,7 +87,7 @@ static int cpu_load_weight(struct backend *be, struct weight *out, const struct 
     *out = (struct weight){.n_out = src->n_out, .n_in = src->n_in, .resident_bytes = (size_t)src->bytes,
                            .read_bytes = (size_t)src->bytes, .mapped = !src->in_memory, .data = w};
     snprintf(out->format, sizeof out->format, "%s", src->fmt.name ? src->fmt.name : "other");
-    if (be->compute == COMPUTE_INT8 && panels_plan(&w->panels, src)) {
+    if (ctx->passes > 0 && panels_plan(&w->panels, src)) {
         w->path = PATH_PANELS;
         w->panels.data = arena_alloc(&ctx->arena, (size_t)w->panels.n_panels * w->panels.panel_bytes);
         panels_pack(&w->panels, src);
@@ -163,11 +163,12 @@ static const struct backend_ops cpu_ops = {
 
 int cpu_open(struct backend *be, enum compute compute, enum isa isa, struct err *e)
 {
-    if (compute != COMPUTE_F32 && compute != COMPUTE_INT8)
-        return err_set(e, "compute '%s': not offered by device cpu (f32 or int8 was expected)", compute_name(compute));
+    if (compute != COMPUTE_F32 && compute != COMPUTE_INT8 && compute != COMPUTE_INT8X2)
+        return err_set(e, "compute '%s': not offered by device cpu (f32, int8 or int8x2 was expected)", compute_name(compute));
     struct cpu_ctx *c = mem_new(1, sizeof *c);
     c->k = kernels_of(isa);
     c->k8 = int8_kernels_of(isa);
+    c->passes = compute == COMPUTE_INT8 ? 1 : compute == COMPUTE_INT8X2 ? 2 : 0;
     *be = (struct backend){.ops = &cpu_ops, .compute = compute, .ctx = c};
     return 0;
 }

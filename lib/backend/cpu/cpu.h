@@ -34,6 +34,7 @@ struct rope_table; /* elementwise.c */
 struct cpu_ctx {
     const struct kernels *k;
     const struct int8_kernels *k8;
+    int passes; /* of int8 over the activations; 0: none */
     struct thread_buf *buf; /* n_buf, at least par_threads() while an op runs */
     int n_buf;
     struct thread_buf shared; /* scratch of the op that runs */

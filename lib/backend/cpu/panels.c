@@ -30,6 +30,25 @@ float panels_book_table(const float *book, uint8_t table[16])
     return factor;
 }
 
+/* What is left of the values by steps of its largest: at most 1/254 of that is lost. */
+static void book_rest(struct panels *p, const float *book)
+{
+    float left[16], max = 0;
+    for (int i = 0; i < 16; i++) {
+        left[i] = book[i] - p->factor * (float)(p->table[i] - 128);
+        max = fmaxf(max, fabsf(left[i]));
+    }
+    p->rest_factor = p->factor != 0 ? max / 127 / p->factor : 0;
+    for (int i = 0; i < 16; i++) p->rest_table[i] = (uint8_t)(128 + (max > 0 ? (int)lrintf(left[i] / max * 127) : 0));
+}
+
+struct panels panels_rest(const struct panels *p)
+{
+    struct panels r = *p;
+    memcpy(r.table, p->rest_table, sizeof r.table);
+    return r;
+}
+
 bool panels_plan(struct panels *p, const struct qweight *w)
 {
     int64_t g = w->fmt.group, n_in = w->n_in;
@@ -45,6 +64,7 @@ bool panels_plan(struct panels *p, const struct qweight *w)
         p->kind = PANEL_4T;
         p->scale_dtype = DT_F32;
         p->factor = panels_book_table(w->book, p->table);
+        book_rest(p, w->book);
         if (n_in % g) g = ACT_GROUP; /* blocks cross rows: a scale for every activation group */
     } else {
         return false;

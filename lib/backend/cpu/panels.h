@@ -34,6 +34,8 @@ struct panels {
     bool zeros;             /* PANEL_4: zero points are stored; else they are all 8 */
     uint8_t table[16];      /* PANEL_4T: integer + 128; the book's value is about factor · integer */
     float factor;
+    uint8_t rest_table[16]; /* PANEL_4T: a table for what the first leaves of the book's values, */
+    float rest_factor;      /* which is about factor · rest_factor · (rest_table − 128) */
     enum dtype scale_dtype;
     size_t zeros_at, codes_at, panel_bytes; /* offsets in a panel, its size (a multiple of 64) */
     uint8_t *data;          /* (n_panels, panel_bytes), 64-byte aligned; owned by whoever allocated it */
@@ -46,6 +48,8 @@ static inline size_t act_lines(const struct panels *p) { return p->kind == PANEL
 /* 16 floats as integers of 8 bits times one factor, with least squared error over the integers' range: book[i] is about
  * factor · (table[i] − 128). Returns the factor. */
 float panels_book_table(const float *book, uint8_t table[16]);
+/* p with the rest's table in the place of the first. Results are to be multiplied by rest_factor. */
+struct panels panels_rest(const struct panels *p);
 /* Fills in everything but data; false if the format has no such form (it is then computed in f32): floats, the strided
  * one, groups that are no multiple of ACT_GROUP, int8 with zero points, odd widths of flat blocks. */
 bool panels_plan(struct panels *p, const struct qweight *w);
@@ -70,7 +74,7 @@ struct int8_kernels {
      * u (n_act·8, block, 64) bytes and scales s (n_groups, block, 16), then multiplied with up to `tokens` tokens at a
      * time: y[t·16·block + panel·16 + row], 64-byte aligned. Same results as `few`, bit for bit. x has `tokens` rows
      * of zeros behind the last; y has room for `tokens`. */
-    int block, tokens;
+    int block, tokens; /* tokens is even */
     void (*unpack)(const struct panels *w, int64_t p0, uint8_t *u, float *s);
     void (*many)(const struct panels *w, const uint8_t *u, const float *s, const struct acts *x, int64_t t0, int n_tok,
                  float *y);
