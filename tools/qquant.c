@@ -36,7 +36,9 @@ static const char details[] =
     "Globs match module names: model.layers.0.mlp.up_proj, model.embed_tokens, lm_head; '*' crosses dots.\n"
     "results: tensors[{name,format,method,shape,bytes,bpw,nmse,sqnr_db,cosine,max_abs_err}], bytes_before, bytes_after,\n"
     "bpw, bpw_model, read_bytes_per_token, portable{transformers,vllm,why}.\n"
-    "  qquant model/ -f int4-g64-sym -o out/ | jq .results.bpw\n";
+    "  qquant model/ -f int4-g64-sym -o out/ | jq .results.bpw\n"
+    "  qquant model/ -r mix.json --export-recipe llama.cpp -o types.txt\n"
+    "  llama-quantize --tensor-type-file types.txt f16.gguf mix.gguf Q8_0\n";
 
 static struct tool tool = {.name = "qquant", .summary = "quantizes a checkpoint into a Hugging Face folder",
                            .usage = "MODEL (-f FORMAT | -r RECIPE.json) -o DIR [options]", .details = details,
@@ -109,7 +111,7 @@ int main(int argc, char **argv)
 
     json_t *output = NULL, *exported = NULL;
     if (o.export) {
-        char *text = recipe_export(o.export, &r, &e);
+        char *text = recipe_export(o.export, &r, c.tied, f.model_dtype, &e);
         if (!text || (o.out && !o.plan && file_write(o.out, text, strlen(text), &e))) die("%s", e.msg);
         exported = json_pack("{s:s,s:s}", "for", o.export, "text", text);
         free(text);

@@ -28,23 +28,36 @@ static const char *ggml_type(const struct format *f)
     return NULL;
 }
 
-static char *to_llama_cpp(const struct recipe *r)
+/* One tensor's line. The name is a regular expression, which is searched for, not matched whole. */
+static int ggml_line(char **out, const struct recipe_entry *it, const char *tensor, const struct format *f, enum dtype dtype,
+                     struct err *e)
+{
+    if (f && f->kind != CODE_FLOAT && it->n_in % 32)
+        return err_set(e, "llama.cpp's blocks of 32 do not divide the %lld columns of %s", (long long)it->n_in, it->name);
+    char *more = mem_printf("%s^%s\\.weight=%s\n", *out, tensor, f ? ggml_type(f) : dtype == DT_BF16 ? "bf16" : "f16");
+    free(*out);
+    *out = more;
+    return 0;
+}
+
+/* Every matrix is named, those that stay as they are too: whatever is not named, llama-quantize quantizes as it likes. */
+static char *to_llama_cpp(const struct recipe *r, bool tied, enum dtype dtype, struct err *e)
 {
     static const char *const names[N_OPS] = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
+    const struct format *head = r->entries[r->n - 1].fmt;
     char *out = mem_strdup("");
-    for (size_t i = 0; i < r->n; i++) {
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < r->n; i++) {
         const struct recipe_entry *it = &r->entries[i];
-        if (!it->fmt) continue;
         char name[64];
-        if (it->layer >= 0) /* a regular expression; names are searched, not matched whole */
-            snprintf(name, sizeof name, "^blk\\.%lld\\.%s\\.weight", (long long)it->layer, names[it->op]);
-        else
-            snprintf(name, sizeof name, "%s", entry_is_head(it) ? "^output\\.weight" : "^token_embd\\.weight");
-        char *more = mem_printf("%s%s=%s\n", out, name, ggml_type(it->fmt));
-        free(out);
-        out = more;
+        if (entry_is_head(it) && tied) continue; /* one tensor for both: what decoding reads decides */
+        if (it->layer >= 0) snprintf(name, sizeof name, "blk\\.%lld\\.%s", (long long)it->layer, names[it->op]);
+        else snprintf(name, sizeof name, "%s", entry_is_head(it) ? "output" : "token_embd");
+        rc = ggml_line(&out, it, name, entry_is_embed(it) && tied && head ? head : it->fmt, dtype, e);
     }
-    return out;
+    if (rc == 0) return out;
+    free(out);
+    return NULL;
 }
 
 /* ---- GPTQModel ---- */
@@ -130,9 +143,9 @@ static char *to_vllm(const struct recipe *r, struct err *e)
     return json_lines(json_pack("{s:{s:{s:o}}}", "default_stage", "default_modifiers", "QuantizationModifier", modifier));
 }
 
-char *recipe_export(const char *kind, const struct recipe *r, struct err *e)
+char *recipe_export(const char *kind, const struct recipe *r, bool tied, enum dtype dtype, struct err *e)
 {
-    if (!strcmp(kind, "llama.cpp")) return to_llama_cpp(r);
+    if (!strcmp(kind, "llama.cpp")) return to_llama_cpp(r, tied, dtype, e);
     if (!strcmp(kind, "gptqmodel")) return to_gptqmodel(r, e);
     if (!strcmp(kind, "vllm")) return to_vllm(r, e);
     err_set(e, "unknown program \"%s\" (llama.cpp, gptqmodel and vllm are known)", kind);

@@ -181,7 +181,13 @@ int4-g256 int4-g256-sym int4-strided128 nf4 nf4-dq fp4"
 @test "recipes in other programs' words" {
     qquant "$T/tied" -f int4-g32-sym+head=int8-row --export-recipe llama.cpp -o "$out.txt"
     grep -qxF '^blk\.1\.ffn_down\.weight=q4_0' "$out.txt"
-    grep -qxF '^output\.weight=q8_0' "$out.txt"
+    grep -qxF '^token_embd\.weight=q8_0' "$out.txt" # tied: there is one tensor for both
+    [ "$(wc -l <"$out.txt")" = 15 ]
+    qquant "$T/untied" -f int4-g32 --embed int8-row --export-recipe llama.cpp -o "$out.txt"
+    grep -qxF '^token_embd\.weight=q8_0' "$out.txt"
+    grep -qxF '^output\.weight=f16' "$out.txt"
+    refused 1 "llama.cpp's blocks of 32 do not divide the 48 columns of model.layers.0.self_attn.q_proj" "$T/qwen" -f nf4 --export-recipe llama.cpp
+    qquant "$T/tied" -f int4-g32-sym+head=int8-row --export-recipe llama.cpp -o "$out.txt"
     holds '.results.export.for == "llama.cpp"' "$r"
     echo '{"default":"int4-g32","rules":[{"match":"*.0.*down_proj","format":"int8-row"},{"match":"*.1.*v_proj","format":"f16"}]}' >"$r.r"
     qquant "$T/tied" -r "$r.r" --export-recipe gptqmodel -o "$out.txt"
