@@ -70,29 +70,34 @@ __device__ __forceinline__ void dequant8(const struct cuda_weight &w, const floa
             v[i] = round_to(w.type, round_to(CUF_F16, __fmul_rn(q, half_bits(s[i / 2] >> i % 2 * 16 & 0xffffu))));
         }
     } else if (Kind == CUW_BOOK) {
+        /* eights of columns never straddle blocks if both are made of eights; else block by block */
+        const bool whole = n_in % 8 == 0 && group % 8 == 0;
         const size_t flat = size_t(row) * n_in + k0;
-        size_t block = flat / group;
+        size_t block = whole ? unsigned(flat / 8) / unsigned(group / 8) : flat / group;
+        int left = whole ? 8 : int((block + 1) * group - flat);
         float absmax = absmax_at(w, w.data, block);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            if (k0 + i < n_in && (flat + i) / group != block) absmax = absmax_at(w, w.data, ++block);
+            if (!whole && left == i && k0 + i < n_in) {
+                absmax = absmax_at(w, w.data, ++block);
+                left += group;
+            }
             v[i] = round_to(w.type, __fmul_rn(book[lo >> 4 * i & 15u], absmax));
         }
     } else {
-        const bool packed = Kind == CUW_INT4;
+        const bool packed = Kind == CUW_INT4, whole = group % 8 == 0;
         int g = k0 / group, left = (g + 1) * group - k0; /* columns until the next group */
         size_t at = size_t(row) * w.n_groups + g;
         float s = scale_at(scales, w.scale, at);
         int z = w.zeros_at ? static_cast<int8_t>(__ldg(zeros + at)) : packed ? 8 : 0;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            if (left == 0 && k0 + i < n_in) {
+            if (!whole && left == i && k0 + i < n_in) {
                 at++;
-                left = group;
+                left += group;
                 s = scale_at(scales, w.scale, at);
                 if (w.zeros_at) z = static_cast<int8_t>(__ldg(zeros + at));
             }
-            left--;
             const int q = packed ? int(lo >> (i % 4 * 8 + i / 4 * 4) & 15u) : static_cast<int8_t>((i < 4 ? lo : hi) >> i % 4 * 8);
             v[i] = round_to(w.type, __fmul_rn(float(q - z), s));
         }

@@ -42,37 +42,62 @@ template <int RowBytes> __device__ __forceinline__ int part_at(int r, int c)
     return RowBytes == 64 ? r * 64 + ((c ^ (r >> 1 & 3)) << 4) : r * 32 + ((c ^ (r >> 2 & 1)) << 4);
 }
 
-/* Starts the copies of step k. */
-template <enum gemm_mode Mode, int BM, int BN, int Threads>
-__device__ __forceinline__ void load_stage(struct stage<Mode, BM, BN> &st, const struct gemm_args &a, const struct gemm_job &job,
-                                           int m0, int n0, int k)
-{
+/* What a thread copies in every step, and where from: worked out once. Parts outside of the matrices are zeros. */
+template <enum gemm_mode Mode, int BM, int BN, int Threads> struct copier {
     using S = struct stage<Mode, BM, BN>;
-    const int8_t *x = S::ints ? a.acts.q : static_cast<const int8_t *>(a.x);
-    const size_t x_row = S::ints ? size_t(a.acts.n_chunks) * 32 : size_t(a.ldx) * 2;
+    static constexpr int parts = S::b_row / 16; /* of 16 bytes of a row of codes */
+    static constexpr int n_a = BM * 4 / Threads, n_b = (BN * parts + Threads - 1) / Threads;
+    const int8_t *a[n_a];
+    const uint8_t *b[n_b];
+    const int2 *meta;
+    int a_bytes[n_a], meta_bytes; /* 16, or 0 */
+    int b_left[n_b];              /* bytes of the row from there on */
+
+    __device__ __forceinline__ copier(const struct gemm_args &g, const struct gemm_job &job, int m0, int n0)
+    {
+        const int8_t *x = S::ints ? g.acts.q : static_cast<const int8_t *>(g.x);
+        const size_t x_row = S::ints ? size_t(g.acts.n_chunks) * 32 : size_t(g.ldx) * 2;
+        const int tid = threadIdx.x, last = g.n_tok - 1;
 #pragma unroll
-    for (int i = threadIdx.x; i < BM * 4; i += Threads) {
-        const int r = i / 4, c = i % 4;
-        const bool there = m0 + r < a.n_tok;
-        cp_async<16>(st.a + part_at<64>(r, c), there ? x + (m0 + r) * x_row + size_t(k) * STEP + c * 16 : x, there ? 16 : 0);
+        for (int j = 0; j < n_a; j++) {
+            const int r = m0 + (tid + j * Threads) / 4;
+            a[j] = x + min(r, last) * x_row + tid % 4 * 16;
+            a_bytes[j] = r <= last ? 16 : 0;
+        }
+#pragma unroll
+        for (int j = 0; j < n_b; j++) {
+            const int r = n0 + (tid + j * Threads) / parts, at = tid % parts * 16;
+            b[j] = job.w.data + job.w.codes_at + min(r, int(job.w.n_out) - 1) * size_t(job.w.row_bytes) + at;
+            b_left[j] = r < job.w.n_out ? int(job.w.row_bytes) - at : 0;
+        }
+        meta_bytes = m0 + tid <= last ? 16 : 0;
+        meta = S::ints ? g.acts.meta + size_t(min(m0 + tid, last)) * g.acts.n_chunks : nullptr;
     }
-    const uint8_t *w = job.w.data + job.w.codes_at;
-    constexpr int parts = S::b_row / 16;
+
+    /* Starts the copies of the next step. */
+    __device__ __forceinline__ void start(S &st)
+    {
+        const int tid = threadIdx.x;
 #pragma unroll
-    for (int i = threadIdx.x; i < BN * parts; i += Threads) {
-        const int r = i / parts, c = i % parts;
-        const size_t byte = size_t(k) * S::b_row + c * 16;
-        const bool there = n0 + r < job.w.n_out && byte < size_t(job.w.row_bytes);
-        cp_async<16>(st.b + part_at<S::b_row>(r, c), there ? w + (n0 + r) * size_t(job.w.row_bytes) + byte : w, there ? 16 : 0);
-    }
-    if (S::ints) {
+        for (int j = 0; j < n_a; j++) {
+            const int i = tid + j * Threads;
+            cp_async<16>(st.a + part_at<64>(i / 4, i % 4), a[j], a_bytes[j]);
+            a[j] += STEP;
+        }
 #pragma unroll
-        for (int r = threadIdx.x; r < BM; r += Threads) {
-            const bool there = m0 + r < a.n_tok;
-            cp_async<16>(st.meta[r], there ? a.acts.meta + size_t(m0 + r) * a.acts.n_chunks + k * 2 : a.acts.meta, there ? 16 : 0);
+        for (int j = 0; j < n_b; j++) {
+            const int i = tid + j * Threads;
+            if (BN * parts % Threads == 0 || i < BN * parts)
+                cp_async<16>(st.b + part_at<S::b_row>(i / parts, i % parts), b[j], b_left[j] > 0 ? 16 : 0);
+            b[j] += S::b_row;
+            b_left[j] -= S::b_row;
+        }
+        if (S::ints) {
+            if (tid < BM) cp_async<16>(st.meta[tid], meta, meta_bytes);
+            meta += 2;
         }
     }
-}
+};
 
 /* Scale and zero point of this thread's row and chunk, read while a stage is computed and stored after it. */
 struct group_value {
@@ -156,11 +181,12 @@ __global__ void __launch_bounds__((BM / WM) * (BN / WN) * 32, BM == 128 ? 2 : 4)
         if (Mode == MODE_INT4) to.zero[Mode == MODE_INT4 ? my_chunk : 0][my_row] = v.zero * 0x01010101u;
     };
     struct group_value group = {};
+    struct copier<Mode, BM, BN, Threads> copy(a, job, m0, n0);
 
 #pragma unroll
     for (int k = 0; k < STAGES - 1; k++) {
         if (k < steps) {
-            load_stage<Mode, BM, BN, Threads>(st[k], a, job, m0, n0, k);
+            copy.start(st[k]);
             if (S::ints) put_group(st[k], read_group<Mode>(job.w, n0 + my_row, k * 2 + my_chunk, chunks));
         }
         cp_async_commit();
@@ -171,7 +197,7 @@ __global__ void __launch_bounds__((BM / WM) * (BN / WN) * 32, BM == 128 ? 2 : 4)
         __syncthreads();             /* everybody's; and step k − 1 is no longer read */
         const int next = k + STAGES - 1;
         if (next < steps) {
-            load_stage<Mode, BM, BN, Threads>(st[next % STAGES], a, job, m0, n0, next);
+            copy.start(st[next % STAGES]);
             if (S::ints) group = read_group<Mode>(job.w, n0 + my_row, next * 2 + my_chunk, chunks);
         }
         cp_async_commit();

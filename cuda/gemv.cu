@@ -18,6 +18,38 @@
 
 enum scale_class { SC_16, SC_32, SC_DQ };
 
+/* Where a row's planes are: worked out once a pass, so that the loop over its chunks only adds. */
+struct row_planes {
+    const uint4 *q;
+    const uint8_t *s, *z; /* scales and zero points of the row; CUW_BOOK: of the tensor, and z the nested ones */
+    unsigned first;       /* CUW_BOOK: the tensor's number of the row's chunk 0 */
+};
+template <enum cuda_kind Kind, enum scale_class Sc, int R> struct lane_rows {
+    struct row_planes row[R];
+    unsigned group_div;
+    bool one_scale, zeros;
+};
+
+template <enum cuda_kind Kind, enum scale_class Sc, int R>
+__device__ __forceinline__ void find_rows(struct lane_rows<Kind, Sc, R> &l, const struct gemv_job &job, const struct gemv_warp &p,
+                                          int pass, int chunks)
+{
+    const struct cuda_weight &w = job.w;
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        const uint8_t *data = gemv_data(job, p.pair, r);
+        const size_t row = size_t(gemv_row(job, p, pass, r));
+        struct row_planes &at = l.row[r];
+        at.q = reinterpret_cast<const uint4 *>(data + w.codes_at + row * w.row_bytes);
+        at.s = data + w.scales_at + (Kind == CUW_BOOK ? 0 : row * w.n_groups * (Sc == SC_32 ? 4 : 2));
+        at.z = Kind == CUW_BOOK ? data + w.nested_at : data + w.zeros_at + row * w.n_groups;
+        at.first = unsigned(row) * unsigned(chunks);
+    }
+    l.group_div = w.group_div;
+    l.one_scale = w.one_scale;
+    l.zeros = w.zeros_at != 0;
+}
+
 /* What a lane has of R rows for one chunk, as it comes from memory. */
 template <enum cuda_kind Kind, int R> struct raw_chunk {
     uint4 q[R][Kind == CUW_INT8 ? 2 : 1];
@@ -27,35 +59,31 @@ template <enum cuda_kind Kind, int R> struct raw_chunk {
 };
 
 template <enum cuda_kind Kind, enum scale_class Sc, int R>
-__device__ __forceinline__ void load_chunk(struct raw_chunk<Kind, R> &k, const struct gemv_job &job,
-                                           const struct gemv_warp &p, int pass, int c, int chunks)
+__device__ __forceinline__ void load_chunk(struct raw_chunk<Kind, R> &k, const struct lane_rows<Kind, Sc, R> &l, int c)
 {
-    const struct cuda_weight &w = job.w;
+    const unsigned g = __umulhi(2u * unsigned(c), l.group_div);
 #pragma unroll
     for (int r = 0; r < R; r++) {
-        const uint8_t *data = gemv_data(job, p.pair, r);
-        const int row = gemv_row(job, p, pass, r);
-        const uint4 *q = reinterpret_cast<const uint4 *>(data + w.codes_at + size_t(row) * w.row_bytes);
+        const struct row_planes &at = l.row[r];
         if (Kind == CUW_INT8) {
-            k.q[r][0] = __ldcs(q + 2 * c);
-            k.q[r][1] = __ldcs(q + 2 * c + 1);
+            k.q[r][0] = __ldcs(at.q + 2 * c);
+            k.q[r][1] = __ldcs(at.q + 2 * c + 1);
         } else {
-            k.q[r][0] = __ldcs(q + c);
+            k.q[r][0] = __ldcs(at.q + c);
         }
         if (Kind == CUW_BOOK) {
-            const unsigned b = __umulhi(2u * (unsigned(row) * unsigned(chunks) + unsigned(c)), w.group_div);
+            const unsigned b = __umulhi(2u * (at.first + unsigned(c)), l.group_div);
             if (Sc == SC_DQ) {
-                k.s[r] = __ldg(data + w.scales_at + b);
-                k.nested[r] = __ldg(reinterpret_cast<const float *>(data + w.nested_at) + b / 256);
+                k.s[r] = __ldg(at.s + b);
+                k.nested[r] = __ldg(reinterpret_cast<const float *>(at.z) + b / 256);
             } else {
-                k.s[r] = __ldg(reinterpret_cast<const uint32_t *>(data + w.scales_at) + b);
+                k.s[r] = __ldg(reinterpret_cast<const uint32_t *>(at.s) + b);
             }
         } else {
-            const size_t g = size_t(row) * w.n_groups + __umulhi(2u * unsigned(c), w.group_div);
-            if (!w.one_scale)
-                k.s[r] = Sc == SC_32 ? __ldg(reinterpret_cast<const uint32_t *>(data + w.scales_at) + g)
-                                     : __ldg(reinterpret_cast<const unsigned short *>(data + w.scales_at) + g);
-            if (Kind == CUW_INT4) k.z[r] = w.zeros_at ? int(__ldg(data + w.zeros_at + g)) : 8;
+            if (!l.one_scale)
+                k.s[r] = Sc == SC_32 ? __ldg(reinterpret_cast<const uint32_t *>(at.s) + g)
+                                     : __ldg(reinterpret_cast<const unsigned short *>(at.s) + g);
+            if (Kind == CUW_INT4) k.z[r] = l.zeros ? int(__ldg(at.z + g)) : 8;
         }
     }
 }
@@ -80,27 +108,33 @@ __device__ __forceinline__ void integers(const uint4 (&q)[N], const uint32_t (&t
     }
 }
 
+/* What makes a scale of what was loaded; the same for all chunks. */
+struct factors {
+    uint32_t table[4]; /* CUW_BOOK */
+    float book, offset[2];
+    const float *map; /* SC_DQ, shared */
+    bool one_scale, is_half;
+};
+
 template <enum cuda_kind Kind, enum scale_class Sc, int R, int T, bool Norm>
-__device__ __forceinline__ void multiply(float (&acc)[R][T], const struct raw_chunk<Kind, R> &k, const struct gemv_job &job, const struct gemv_warp &p, int c,
-                                         const uint32_t (&table)[4],
-                                         const int8_t *xq, const int2 *xmeta, int n_chunks, const float *map)
+__device__ __forceinline__ void multiply(float (&acc)[R][T], const struct raw_chunk<Kind, R> &k, const struct factors &f,
+                                         const struct gemv_warp &p, int c, const int8_t *xq, const int2 *xmeta, int n_chunks)
 {
-    const struct cuda_weight &w = job.w;
     int lo[R][4], hi[R][4];
     float s[R];
 #pragma unroll
     for (int r = 0; r < R; r++) {
-        integers<Kind>(k.q[r], table, lo[r], hi[r]);
+        integers<Kind>(k.q[r], f.table, lo[r], hi[r]);
         if (Kind == CUW_BOOK) {
             float absmax = __uint_as_float(k.s[r]);
             if (Sc == SC_DQ)
-                absmax = __fadd_rn(__fmul_rn(map[k.s[r] + (p.pair && (r & 1) ? 256 : 0)], k.nested[r]),
-                                   p.pair && (r & 1) ? job.up_offset : w.offset);
-            s[r] = w.factor * absmax;
-        } else if (w.one_scale) {
-            s[r] = 1.0f;
+                absmax = __fadd_rn(__fmul_rn(f.map[k.s[r] + (p.pair && (r & 1) ? 256 : 0)], k.nested[r]), f.offset[r & 1]);
+            s[r] = f.book * absmax;
+        } else if (Sc == SC_32) {
+            s[r] = f.one_scale ? 1.0f : __uint_as_float(k.s[r]);
         } else {
-            s[r] = Sc == SC_32 ? __uint_as_float(k.s[r]) : float16_bits(k.s[r], w.scale);
+            const float half = half_bits(k.s[r] & 0xffffu), brain = bf16_bits(k.s[r]);
+            s[r] = f.one_scale ? 1.0f : f.is_half ? half : brain;
         }
     }
     const uint4 *xp = reinterpret_cast<const uint4 *>(xq + size_t(c) * 32);
@@ -132,7 +166,7 @@ __device__ __forceinline__ void multiply(float (&acc)[R][T], const struct raw_ch
 
 /* Grid: all jobs' blocks; see gemv.cuh. Dynamic shared memory: with Norm, 40 bytes a chunk. */
 template <enum cuda_kind Kind, enum scale_class Sc, int R, int T, bool Norm>
-__global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 ? 2 : T > 1 || Norm || Kind == CUW_INT8 ? 3 : 4)
+__global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 || (T > 1 && Kind == CUW_INT8) ? 2 : T > 1 || Norm || Kind == CUW_INT8 ? 3 : 4)
     gemv_int8_kernel(const GRID_CONSTANT struct gemv_args a)
 {
     SHARED_ARRAY(float, part, [GEMV_WARPS][R * T]);
@@ -142,11 +176,19 @@ __global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 ? 2 : T > 1 || No
     const struct gemv_warp p = gemv_where<R, T>(a);
     const struct gemv_job &job = a.job[p.job];
     const int lane = threadIdx.x & 31, chunks = (a.n_in + 31) / 32, c0 = p.part * 32 + lane, step = a.split * 32;
-    const uint32_t *const tw = reinterpret_cast<const uint32_t *>(job.w.table);
-    const uint32_t table[4] = {tw[0], tw[1], tw[2], tw[3]};
 
+    struct lane_rows<Kind, Sc, R> rows;
     struct raw_chunk<Kind, R> now, next;
-    if (c0 < chunks) load_chunk<Kind, Sc, R>(now, job, p, 0, c0, chunks);
+    find_rows(rows, job, p, 0, chunks);
+    if (c0 < chunks) load_chunk(now, rows, c0);
+
+    const uint32_t *const tw = reinterpret_cast<const uint32_t *>(job.w.table);
+    const struct factors f = {{tw[0], tw[1], tw[2], tw[3]},
+                              job.w.factor,
+                              {job.w.offset, p.pair ? job.up_offset : job.w.offset},
+                              map,
+                              job.w.one_scale,
+                              job.w.scale == CUF_F16};
 
     const int8_t *xq = a.acts.q + size_t(p.t0) * a.acts.n_chunks * 32;
     const int2 *xmeta = a.acts.meta + size_t(p.t0) * a.acts.n_chunks;
@@ -172,16 +214,28 @@ __global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 ? 2 : T > 1 || No
 
     for (int pass = 0; pass < a.passes; pass++) {
         float acc[R][T] = {};
-        for (int c = c0; c < chunks; c += step) {
-            const bool more = c + step < chunks;
-            if (more) load_chunk<Kind, Sc, R>(next, job, p, pass, c + step, chunks);
-            multiply<Kind, Sc, R, T, Norm>(acc, now, job, p, c, table, xq, xmeta, n_chunks, map);
-            if (more) now = next;
+        int c = c0;
+        for (; c + step < chunks; c += step) { /* no branch around the loads: the compiler would move them behind the products */
+            load_chunk(next, rows, c + step);
+            multiply<Kind, Sc, R, T, Norm>(acc, now, f, p, c, xq, xmeta, n_chunks);
+            now = next;
         }
-        if (pass + 1 < a.passes && c0 < chunks) load_chunk<Kind, Sc, R>(now, job, p, pass + 1, c0, chunks);
+        if (c < chunks) multiply<Kind, Sc, R, T, Norm>(acc, now, f, p, c, xq, xmeta, n_chunks);
+        if (pass + 1 < a.passes) {
+            find_rows(rows, job, p, pass + 1, chunks);
+            if (c0 < chunks) load_chunk(now, rows, c0);
+        }
         gemv_finish<R, T, true>(a, job, p, pass, acc, part, tile);
     }
     gemv_quantize_out<T>(a, job, p, tile);
+}
+
+/* Passes without a quantized output: the loads of the next rows are under way before a sum ends, and what a block does
+ * once (with norm: all of the normalization) is done less often; but blocks enough must be left to even out the end. */
+static int passes_of(const struct cuda_env *env, unsigned blocks, bool norm)
+{
+    const unsigned n = blocks / (unsigned(env->n_sm) * (norm ? 8 : 16));
+    return n < 1 ? 1 : n > 8 ? 8 : int(n);
 }
 
 unsigned gemv_divide(const struct cuda_env *env, struct gemv_args *a, int n_jobs, int units, bool wide, int *rows)
@@ -192,11 +246,12 @@ unsigned gemv_divide(const struct cuda_env *env, struct gemv_args *a, int n_jobs
     *rows = wide && all / 4 >= warps ? 4 : 2;
     a->split = 1;
     while (!a->out.q && a->split < GEMV_WARPS && all / *rows * a->split < warps && units > 32 * a->split) a->split *= 2;
-    a->passes = 1;
+    const int a_block = GEMV_WARPS / a->split * *rows; /* rows, partners counted */
+    a->passes = passes_of(env, unsigned((all + a_block - 1) / a_block), a->norm != nullptr);
     a->slabs = (a->n_tok + 3) / 4;
     unsigned blocks = 0;
     for (int j = 0; j < n_jobs; j++) {
-        int step = GEMV_WARPS / a->split * (a->job[j].up ? *rows / 2 : *rows);
+        int step = a_block / (a->job[j].up ? 2 : 1);
         if (a->out.q) a->passes = 32 / step;
         step *= a->passes;
         blocks += unsigned((a->job[j].w.n_out + step - 1) / step);

@@ -3,8 +3,9 @@
  *
  * A block is 8 warps. `split` warps (1, 2, 4, 8) share R rows, the others have rows of their own; a lane takes 16 or 32
  * bytes of each of the R rows at a time, neighbouring lanes neighbouring bytes. A job with a partner (SwiGLU) interleaves:
- * the warp's even rows are the gate's, the odd ones the same rows of up. A block does `passes` rounds, so that with a
- * quantized output its rows are one chunk of 32. A sum's order depends on the shape alone. */
+ * the warp's even rows are the gate's, the odd ones the same rows of up. A block does `passes` rounds: with a quantized
+ * output, so that its rows are one chunk of 32; else where rows are very many. More than one only where split is 1: rows
+ * that need splitting are few. A sum's order depends on the shape and the number of multiprocessors alone. */
 #ifndef QLAB_CUDA_GEMV_CUH
 #define QLAB_CUDA_GEMV_CUH
 
@@ -87,8 +88,9 @@ __device__ __forceinline__ int gemv_row(const struct gemv_job &job, const struct
 
 __device__ __forceinline__ float silu(float g) { return g / (1.0f + expf(-g)); }
 
-/* The end of one pass: sums over lanes and over the warps that share rows, then the row's scale (integer products, one_scale), bias, partner or
- * residual. part: [GEMV_WARPS][R·T], tile: [T][32] (only with a quantized output). Called by all threads. */
+/* The end of one pass: sums over lanes and over the warps that share rows, then the row's scale (integer products,
+ * one_scale), bias, partner or residual. part: [GEMV_WARPS][R·T], tile: [T][32] (only with a quantized output). Called by
+ * all threads. */
 template <int R, int T, bool ScaleAtEnd>
 __device__ __forceinline__ void gemv_finish(const struct gemv_args &a, const struct gemv_job &job, const struct gemv_warp &p,
                                             int pass, const float (&acc)[R][T], float (*part)[R * T], float (*tile)[32])
@@ -105,7 +107,6 @@ __device__ __forceinline__ void gemv_finish(const struct gemv_args &a, const str
         __syncthreads();
         if (p.part == 0 && lane < R * T)
             for (int w = 1; w < a.split; w++) v += part[warp + w][lane];
-        if (pass + 1 < a.passes) __syncthreads(); /* read before it is written again */
     }
     const int r = lane / T, t = lane % T, n_out = int(job.w.n_out);
     const int at = pass * p.step + p.mine + (p.pair ? r >> 1 : r), row = p.row0 + at;

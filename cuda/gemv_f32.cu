@@ -21,19 +21,33 @@ template <enum form F, int R> struct raw_unit {
     uint4 q[R][form_traits<F>::loads];
 };
 
+/* Rows, worked out once a pass, so that the loop over their units only adds. */
+template <int R> struct lane_rows {
+    const uint4 *q[R];
+    int row[R];
+    unsigned parts; /* of 16 bytes a row has */
+};
+
+template <int R>
+__device__ __forceinline__ void find_rows(struct lane_rows<R> &l, const struct gemv_job &job, const struct gemv_warp &p, int pass)
+{
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        l.row[r] = gemv_row(job, p, pass, r);
+        l.q[r] = reinterpret_cast<const uint4 *>(gemv_data(job, p.pair, r) + job.w.codes_at + size_t(l.row[r]) * job.w.row_bytes);
+    }
+    l.parts = unsigned(job.w.row_bytes / 16);
+}
+
 template <enum form F, int R>
-__device__ __forceinline__ void load_unit(struct raw_unit<F, R> &k, const struct gemv_job &job, const struct gemv_warp &p,
-                                          int pass, int u)
+__device__ __forceinline__ void load_unit(struct raw_unit<F, R> &k, const struct lane_rows<R> &l, int u)
 {
     constexpr int N = form_traits<F>::loads;
 #pragma unroll
-    for (int r = 0; r < R; r++) {
-        const uint8_t *row = gemv_data(job, p.pair, r) + job.w.codes_at + size_t(gemv_row(job, p, pass, r)) * job.w.row_bytes;
-        const uint4 *q = reinterpret_cast<const uint4 *>(row) + size_t(u) * N;
+    for (int r = 0; r < R; r++)
 #pragma unroll
         for (int i = 0; i < N; i++) /* an f32 row may end in the middle of a unit */
-            k.q[r][i] = F != FORM_F32 || (u * N + i) * 16 < job.w.row_bytes ? __ldcs(q + i) : make_uint4(0, 0, 0, 0);
-    }
+            k.q[r][i] = F != FORM_F32 || unsigned(u * N + i) < l.parts ? __ldcs(l.q[r] + u * N + i) : make_uint4(0, 0, 0, 0);
 }
 
 /* Eight columns of a float row from their words. */
@@ -88,8 +102,10 @@ __global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 || !form_traits<F
     const int units = (a.n_in + traits::columns - 1) / traits::columns;
     const int u0 = p.part * 32 + (threadIdx.x & 31), step = a.split * 32;
 
+    struct lane_rows<R> rows;
     struct raw_unit<F, R> now, next;
-    if (u0 < units) load_unit<F, R>(now, job, p, 0, u0);
+    find_rows(rows, job, p, 0);
+    if (u0 < units) load_unit(now, rows, u0);
 
     const float *x = a.x + size_t(p.t0) * a.n_in;
     if (F == FORM_BOOK) {
@@ -107,9 +123,7 @@ __global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 || !form_traits<F
 
     for (int pass = 0; pass < a.passes; pass++) {
         float acc[R][T] = {};
-        for (int u = u0; u < units; u += step) {
-            const bool more = u + step < units;
-            if (more) load_unit<F, R>(next, job, p, pass, u + step);
+        auto multiply = [&](int u) {
 #pragma unroll
             for (int j = 0; j < traits::columns / 8; j++) {
                 const int k0 = u * traits::columns + j * 8;
@@ -126,7 +140,7 @@ __global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 || !form_traits<F
                             w.data = job.up;
                             w.offset = job.up_offset;
                         }
-                        dequant8<traits::kind>(w, book, gemv_row(job, p, pass, r), k0, lo[j], hi[j], v[r]);
+                        dequant8<traits::kind>(w, book, rows.row[r], k0, lo[j], hi[j], v[r]);
                     }
                 }
                 const float *row = x;
@@ -141,9 +155,25 @@ __global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 || !form_traits<F
                         for (int i = 0; i < 8; i++) acc[r][t] = fmaf(v[r][i], xv[i], acc[r][t]);
                 }
             }
-            if (more) now = next;
+        };
+        int u = u0;
+        if constexpr (traits::is_float) { /* as in gemv.cu: no branch around the loads */
+            for (; u + step < units; u += step) {
+                load_unit(next, rows, u + step);
+                multiply(u);
+                now = next;
+            }
+            if (u < units) multiply(u);
+        } else {
+            for (; u < units; u += step) {
+                multiply(u);
+                if (u + step < units) load_unit(now, rows, u + step);
+            }
         }
-        if (pass + 1 < a.passes && u0 < units) load_unit<F, R>(now, job, p, pass + 1, u0);
+        if (pass + 1 < a.passes) {
+            find_rows(rows, job, p, pass + 1);
+            if (u0 < units) load_unit(now, rows, u0);
+        }
         gemv_finish<R, T, false>(a, job, p, pass, acc, part, tile);
     }
     gemv_quantize_out<T>(a, job, p, tile);

@@ -28,19 +28,27 @@ struct cuda_acts acts_at(void *mem, int64_t n_tok, int64_t n_in)
     return {q, reinterpret_cast<int2 *>(q + round_up(n_tok * n * 32, 256)), n};
 }
 
-/* A warp a chunk. */
-__global__ void __launch_bounds__(256) quantize_kernel(const struct cuda_acts a, const float *x, int64_t n_tok, int n_in)
+/* Kernels by rows have the row in x, whose number is not limited, and pieces of the row in y; threads of a block: as many
+ * as a short row has pieces, so that few are idle. */
+static dim3 row_block(int64_t pieces) { return dim3(unsigned(pieces < 256 ? round_up(pieces, 32) : 256)); }
+static dim3 row_grid(int64_t rows, int64_t pieces, dim3 block)
 {
-    const int64_t i = int64_t(blockIdx.x) * 8 + (threadIdx.x >> 5);
-    if (i >= n_tok * a.n_chunks) return;
-    const int64_t row = i / a.n_chunks;
-    const int chunk = int(i % a.n_chunks), k = chunk * 32 + (threadIdx.x & 31);
-    quantize_to(a, size_t(row), chunk, k < n_in ? x[row * n_in + k] : 0.0f);
+    return dim3(unsigned(rows), unsigned((pieces + block.x - 1) / block.x));
+}
+
+/* A warp a chunk. */
+__global__ void __launch_bounds__(256) quantize_kernel(const struct cuda_acts a, const float *x, int n_in)
+{
+    const size_t row = blockIdx.x;
+    const int chunk = blockIdx.y * (blockDim.x / 32) + (threadIdx.x >> 5), k = chunk * 32 + (threadIdx.x & 31);
+    if (chunk >= a.n_chunks) return;
+    quantize_to(a, row, chunk, k < n_in ? x[row * n_in + k] : 0.0f);
 }
 
 void quantize_acts(const struct cuda_acts *a, const float *x, int64_t n_tok, int64_t n_in, cudaStream_t s)
 {
-    launch("quantize", quantize_kernel, dim3(unsigned((n_tok * a->n_chunks + 7) / 8)), dim3(256), 0, s, *a, x, n_tok, n_in);
+    const dim3 block = row_block(int64_t(a->n_chunks) * 32);
+    launch("quantize", quantize_kernel, row_grid(n_tok, int64_t(a->n_chunks) * 32, block), block, 0, s, *a, x, n_in);
 }
 
 /* ---- eight values as a type */
@@ -66,12 +74,11 @@ __host__ __device__ __forceinline__ size_t float_bytes(enum cuda_float t) { retu
 
 /* x (n_tok, n_in) to dst (n_tok, ld) of 16 bits, zeros behind n_in; a thread eight columns. */
 __global__ void __launch_bounds__(256)
-    convert_kernel(void *dst, enum cuda_float type, int64_t ld, const float *x, int64_t n_tok, int n_in)
+    convert_kernel(void *dst, enum cuda_float type, int64_t ld, const float *x, int n_in)
 {
-    const int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x, words = ld / 8;
-    if (i >= n_tok * words) return;
-    const int64_t row = i / words;
-    const int k0 = int(i % words) * 8;
+    const int64_t row = blockIdx.x;
+    const int k0 = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
+    if (k0 >= ld) return;
     float v[8];
 #pragma unroll
     for (int j = 0; j < 8; j++) v[j] = k0 + j < n_in ? x[row * n_in + k0 + j] : 0.0f;
@@ -81,25 +88,31 @@ __global__ void __launch_bounds__(256)
 /* ---- rows of weights as floats */
 
 template <enum cuda_kind Kind>
-__global__ void __launch_bounds__(256) dequant_kernel(void *dst, enum cuda_float type, int64_t ld, const GRID_CONSTANT struct cuda_weight w,
-                                                      const int32_t *rows, int64_t r0, int64_t n)
+__global__ void __launch_bounds__(256)
+    dequant_kernel(void *dst, enum cuda_float type, int64_t ld, const GRID_CONSTANT struct cuda_weight w, const int32_t *rows, int r0)
 {
     SHARED_ARRAY(float, book, [16]);
     if (Kind == CUW_BOOK) {
         if (threadIdx.x < 16) book[threadIdx.x] = w.book[threadIdx.x];
         __syncthreads();
     }
-    const int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x, words = ld / 8;
-    if (i >= n * words) return;
-    const int64_t to = i / words;
-    const int k0 = int(i % words) * 8, row = rows ? rows[to] : int(r0 + to);
+    const int64_t to = blockIdx.x;
+    const int k0 = (blockIdx.y * blockDim.x + threadIdx.x) * 8, row = rows ? rows[to] : r0 + int(to);
+    if (k0 >= ld) return;
     const uint8_t *codes = w.data + w.codes_at + size_t(row) * w.row_bytes;
     float v[8] = {};
     if (k0 < w.n_in) {
-        if constexpr (Kind == CUW_FLOAT) {
+        if constexpr (Kind == CUW_FLOAT) { /* rows are padded with zeros to 16 bytes */
+            if (w.type == CUF_F32) {
+                const float4 *f = reinterpret_cast<const float4 *>(codes) + k0 / 4;
+                const float4 a = __ldg(f), b = k0 + 4 < w.n_in ? __ldg(f + 1) : make_float4(0, 0, 0, 0);
+                v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+            } else {
+                const uint4 q = __ldg(reinterpret_cast<const uint4 *>(codes) + k0 / 8);
+                const uint32_t h[4] = {q.x, q.y, q.z, q.w};
 #pragma unroll
-            for (int j = 0; j < 8; j++)
-                if (k0 + j < w.n_in) v[j] = scale_at(codes, w.type, k0 + j);
+                for (int j = 0; j < 8; j++) v[j] = float16_bits(h[j / 2] >> j % 2 * 16 & 0xffffu, w.type);
+            }
         } else {
             const uint32_t *chunk = reinterpret_cast<const uint32_t *>(codes + k0 / 32 * (Kind == CUW_INT8 ? 32 : 16));
             const int t = k0 % 32 / 8;
@@ -114,8 +127,8 @@ void dequant_rows(void *dst, enum cuda_float type, int64_t ld, const struct cuda
                   int64_t n, cudaStream_t s)
 {
     assert(ld % 8 == 0);
-    const dim3 grid(unsigned((n * (ld / 8) + 255) / 256)), block(256);
-    auto go = [&](auto kernel) { launch("dequant", kernel, grid, block, 0, s, dst, type, ld, *w, rows, r0, n); };
+    const dim3 block = row_block(ld / 8);
+    auto go = [&](auto kernel) { launch("dequant", kernel, row_grid(n, ld / 8, block), block, 0, s, dst, type, ld, *w, rows, r0); };
     switch (w->kind) {
     case CUW_FLOAT: return go(dequant_kernel<CUW_FLOAT>);
     case CUW_INT4: return go(dequant_kernel<CUW_INT4>);
@@ -128,22 +141,23 @@ void dequant_rows(void *dst, enum cuda_float type, int64_t ld, const struct cuda
 /* ---- what cuBLAS leaves to do: y = (y + bias) with partner or residual */
 
 __global__ void __launch_bounds__(256) finish_kernel(float *y, const float *bias, const float *add, const float *up,
-                                                     const float *up_bias, int64_t n, int n_out)
+                                                     const float *up_bias, int n_out)
 {
-    const int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x;
-    if (i >= n) return;
+    const int k = blockIdx.y * blockDim.x + threadIdx.x;
+    if (k >= n_out) return;
+    const size_t i = size_t(blockIdx.x) * n_out + k;
     float v = y[i];
-    if (bias) v += bias[i % n_out];
+    if (bias) v += bias[k];
     if (add) v = add[i] + v;
-    if (up) v = silu(v) * (up[i] + (up_bias ? up_bias[i % n_out] : 0.0f));
+    if (up) v = silu(v) * (up[i] + (up_bias ? up_bias[k] : 0.0f));
     y[i] = v;
 }
 
 static void finish(const struct cuda_job *j, const float *bias, const float *add, const float *up, int64_t n_tok, cudaStream_t s)
 {
-    int64_t n = n_tok * j->w->n_out;
+    const dim3 block = row_block(j->w->n_out);
     if (bias || add || up)
-        launch("finish", finish_kernel, dim3(unsigned((n + 255) / 256)), dim3(256), 0, s, j->y, bias, add, up, j->up_bias, n,
+        launch("finish", finish_kernel, row_grid(n_tok, j->w->n_out, block), block, 0, s, j->y, bias, add, up, j->up_bias,
                j->w->n_out);
 }
 
@@ -423,8 +437,9 @@ int cuda_matmul(const struct cuda_env *env, const struct cuda_matmul *m, cudaStr
     for (int i = 0; i < n_half; i++) {
         if (i == 0 || type[i] != c.type) {
             c.type = type[i];
-            launch("convert", convert_kernel, dim3(unsigned((m->n_tok * (ldx / 8) + 255) / 256)), dim3(256), 0, s,
-                   static_cast<void *>(mem), c.type, ldx, m->x, m->n_tok, m->n_in);
+            const dim3 block = row_block(ldx / 8);
+            launch("convert", convert_kernel, row_grid(m->n_tok, ldx / 8, block), block, 0, s, static_cast<void *>(mem), c.type,
+                   ldx, m->x, m->n_in);
         }
         if (float_job(&c, &of[PATH_HALF][i])) return -1;
     }

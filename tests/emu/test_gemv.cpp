@@ -126,6 +126,7 @@ EMU_TEST(gemv_cuts)
     one_int8("nf4-dq", DT_F16, {32 * 16 * 4 / 8 + 1, 64}, 1, filled::EXACT);
     one_int8("int4-g128", DT_F16, {3, 2100}, 1, filled::EXACT);
     one_int8("int8-row", DT_F16, {2, 9000}, 3, filled::RANDOM);
+    one_int8("int8-row", DT_F16, {2 * 32 * 16 + 30, 33}, 1, filled::EXACT); /* several passes a block */
     one_exact("f16", DT_F16, {32 * 16 * 4 / 8 + 3, 40}, 1, filled::RANDOM);
     one_exact("bf16", DT_BF16, {3, 2101}, 1, filled::RANDOM);
 }
@@ -260,8 +261,8 @@ EMU_TEST(gemv_swiglu)
  * values are chosen that normalize exactly: all of one magnitude, norm weights powers of two. */
 EMU_TEST(gemv_norm_exact)
 {
-    const int n_in = 160, n_out = 37;
-    const struct cuda_env e = env(86);
+    const int n_in = 160, n_out = 520; /* several passes a block */
+    const struct cuda_env e = env(86, 1);
     for (const char *f : {"int4-g32", "nf4", "nf4-dq", "int8-row", "f16", "bf16", "f32"}) {
         filled w(f, n_out, n_in, DT_F16, filled::EXACT);
         std::vector<float> x(n_in), nw(n_in), normed(n_in);
