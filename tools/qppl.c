@@ -66,12 +66,13 @@ struct loaded {
     struct model m;
 };
 
-static void load(struct loaded *l, const char *path, const char *compute)
+static const struct model *load(struct loaded *l, const char *path, const char *compute)
 {
     struct err e;
     if (checkpoint_open(&l->c, path, &e) || backend_open(&l->be, tool.common.device, compute, &e) ||
         model_load(&l->m, &l->be, &l->c, &e))
         die("%s", e.msg);
+    return &l->m;
 }
 
 static void unload(struct loaded *l)
@@ -93,14 +94,24 @@ static void check_leak(const struct tokenizer *tok, const struct eval_text *t, i
     eval_text_free(&other);
 }
 
+static const char *digest(const struct record *r, size_t input)
+{
+    return json_string_value(json_object_get(json_array_get(r->inputs, input), "sha256"));
+}
+
+/* The reference (input 2) has the bytes of the model (input 0) and computes as it does: one run serves both. */
+static bool is_itself(const struct record *r, const struct backend *be)
+{
+    return !strcmp(digest(r, 0), digest(r, 2)) && !strcmp(o.ref_compute, compute_name(be->compute));
+}
+
 /* Digest of all the reference's states depend on. */
 static void states_key(char key[65], const struct record *r, const struct eval_text *t, const struct windows *ws,
                        const char *compute)
 {
     char tokens[65];
     sha256_hex(t->ids, (size_t)t->n_ids * sizeof *t->ids, tokens);
-    const char *model = json_string_value(json_object_get(json_array_get(r->inputs, 2), "sha256"));
-    char *s = mem_printf("%d %s %s %s %s %s ctx %lld stride %lld windows %lld bos %d", RESULTS_VERSION, model, tokens,
+    char *s = mem_printf("%d %s %s %s %s %s ctx %lld stride %lld windows %lld bos %d", RESULTS_VERSION, digest(r, 2), tokens,
                          o.protocol, compute, tool.common.device, (long long)ws->ctx, (long long)ws->stride,
                          (long long)ws->n, ws->replace_bos);
     sha256_hex(s, strlen(s), key);
@@ -200,19 +211,22 @@ int main(int argc, char **argv)
     if (record_input_model(&r, "model", operands[0], &e) || record_input_file(&r, "text", o.text, &e)) die("%s", e.msg);
     struct ref_states states = {0};
     char key[65];
+    const struct model *to = NULL; /* what it is compared with */
     if (o.ref) {
-        load(&ref, o.ref, o.ref_compute);
-        if (ref.c.config.vocab_size != cfg->vocab_size)
-            die("%s: vocabulary of %lld (that of %s, %lld, was expected)", o.ref, (long long)ref.c.config.vocab_size,
-                operands[0], (long long)cfg->vocab_size);
         if (record_input_model(&r, "ref", o.ref, &e)) die("%s", e.msg);
-        states_key(key, &r, &text, &ws, compute_name(ref.be.compute));
-        if (o.ref_cache && ref_states_open(&states, o.ref_cache, key, ws.n_scored, ref.c.config.hidden_size, &e))
+        if (is_itself(&r, &model.be)) to = &model.m;
+        else to = load(&ref, o.ref, o.ref_compute);
+        if (to->cfg.vocab_size != cfg->vocab_size)
+            die("%s: vocabulary of %lld (that of %s, %lld, was expected)", o.ref, (long long)to->cfg.vocab_size, operands[0],
+                (long long)cfg->vocab_size);
+        states_key(key, &r, &text, &ws, compute_name(to->be->compute));
+        if (to == &ref.m && o.ref_cache &&
+            ref_states_open(&states, o.ref_cache, key, ws.n_scored, to->cfg.hidden_size, &e))
             die("%s", e.msg);
     }
     msg_stage("%s: %s, %lld tokens, %lld windows, %lld scored%s", operands[0], o.protocol, (long long)text.n_ids,
               (long long)ws.n, (long long)ws.n_scored, o.ref ? states.rows ? ", reference kept" : ", with reference" : "");
-    struct ppl_job job = {.model = &model.m, .ref = o.ref ? &ref.m : NULL, .states = &states, .save_states = o.ref_cache,
+    struct ppl_job job = {.model = &model.m, .ref = to, .states = &states, .save_states = o.ref_cache,
                           .states_key = key, .tokens = text.ids, .windows = &ws, .bos = (int32_t)tokenizer_bos(tok)};
     struct ppl_result res;
     if (ppl_run(&job, &res, &e)) die("%s", e.msg);
@@ -225,7 +239,7 @@ int main(int argc, char **argv)
     ppl_result_free(&res);
     ref_states_close(&states);
     unload(&model);
-    if (o.ref) unload(&ref);
+    if (to == &ref.m) unload(&ref);
     windows_free(&ws);
     eval_text_free(&text);
     tokenizer_free(tok);

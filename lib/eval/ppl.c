@@ -90,7 +90,7 @@ static void side_close(struct side *s)
 struct run {
     const struct ppl_job *job;
     struct ppl_result *r;
-    struct side model, ref;
+    struct side model, ref; /* ref: not opened where the reference is the model itself */
     struct file_out out; /* states being saved */
     bool saving;
     int64_t rows, slice; /* rows a forward, rows a slice of logits */
@@ -120,22 +120,23 @@ static void plan(struct run *x)
 
 static int save_rows(struct run *x, const float *hidden, int64_t n, struct err *e)
 {
-    struct backend *be = x->ref.m->be;
-    size_t bytes = (size_t)n * (size_t)x->ref.m->cfg.hidden_size * sizeof(float);
+    struct backend *be = x->job->ref->be;
+    size_t bytes = (size_t)n * (size_t)x->job->ref->cfg.hidden_size * sizeof(float);
     be->ops->download(be, x->host, hidden, bytes);
     return file_out_write(&x->out, x->host, bytes, e);
 }
 
 static int compare_slice(struct run *x, int64_t row, int64_t n, const int32_t *targets, struct err *e)
 {
-    struct side *ref = &x->ref;
+    bool same = x->job->ref == x->job->model;
+    struct side *ref = same ? &x->model : &x->ref;
     struct backend *be = ref->m->be;
     struct ppl_result *r = x->r;
     int64_t D = ref->m->cfg.hidden_size, at = x->done;
     const float *hidden = ref->rows ? ref->rows : ref->s.x + row * D;
     if (ref->rows) be->ops->upload(be, ref->rows, x->job->states->rows + at * D, (size_t)(n * D) * sizeof(float));
     if (x->saving && save_rows(x, hidden, n, e)) return -1;
-    model_logits(ref->m, hidden, n, ref->logits);
+    if (!same) model_logits(ref->m, hidden, n, ref->logits);
     struct backend *other = x->model.m->be; /* whose queue be knows nothing of */
     other->ops->sync(other);
     struct divergence d[MAX_SLICE];
@@ -233,7 +234,7 @@ static int start_saving(struct run *x, struct err *e)
 {
     if (file_out_open(&x->out, x->job->save_states, e)) return -1;
     x->saving = true;
-    struct ref_head h = {.n_scored = x->r->n, .hidden = x->ref.m->cfg.hidden_size};
+    struct ref_head h = {.n_scored = x->r->n, .hidden = x->job->ref->cfg.hidden_size};
     memcpy(h.magic, magic, 8);
     memcpy(h.key, x->job->states_key, 64);
     x->host = mem_array((size_t)x->slice * (size_t)h.hidden, sizeof *x->host);
@@ -245,14 +246,14 @@ int ppl_run(const struct ppl_job *job, struct ppl_result *r, struct err *e)
     memset(r, 0, sizeof *r);
     struct run x = {.job = job, .r = r};
     const struct windows *ws = job->windows;
-    bool stored = job->ref && job->states && job->states->rows;
+    bool stored = job->ref && job->states && job->states->rows, apart = job->ref && job->ref != job->model;
     plan(&x);
     r->n = ws->n_scored;
     double **arrays[] = {&r->nll, &r->nll_ref, &r->kld, &r->delta_p};
     for (int i = 0; i < (job->ref ? 4 : 1); i++) *arrays[i] = mem_array((size_t)r->n, sizeof(double));
     x.tokens = mem_array((size_t)x.rows, sizeof *x.tokens);
     int rc = side_open(&x.model, job->model, x.rows, x.n_batch, ws->longest, x.slice, false, e);
-    if (rc == 0 && job->ref) rc = side_open(&x.ref, job->ref, x.rows, x.n_batch, ws->longest, x.slice, stored, e);
+    if (rc == 0 && apart) rc = side_open(&x.ref, job->ref, x.rows, x.n_batch, ws->longest, x.slice, stored, e);
     if (rc == 0 && job->ref && !stored && job->save_states) rc = start_saving(&x, e);
     progress_begin(&x.bar, "perplexity", "tokens", r->n);
     for (int64_t i = 0; rc == 0 && i < ws->n; i += x.n_batch)

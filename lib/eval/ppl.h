@@ -20,8 +20,8 @@ void ref_states_close(struct ref_states *r);
 
 struct ppl_job {
     const struct model *model;
-    const struct model *ref;         /* NULL: no comparison */
-    const struct ref_states *states; /* of ref; NULL or rows == NULL: ref is run */
+    const struct model *ref;         /* NULL: no comparison; model itself is run once, not twice */
+    const struct ref_states *states; /* of ref (not of model); NULL or rows == NULL: it is run */
     const char *save_states;         /* with ref run: write its states to this file; NULL: do not */
     const char *states_key;          /* 64 hex digits, with save_states */
     const int32_t *tokens;
