@@ -2,13 +2,14 @@
 #   OUT/<model>/sens-<mode>-<format>.json     qsens on SENS_TEXT, which the evaluation never sees
 #   OUT/<model>/gen1/mix-*.json               recipes by plan.jq, one a budget; mix-portable-*: for transformers and vLLM
 #   OUT/<model>/<recipe>/{model/,quant.json}  uniform formats and mixes, as in gen2
-#   OUT/<model>/gen1/ppl/<recipe>.json        qppl against f16 on TEXT, per-token values beside; refuses leaked text
+#   OUT/<model>/<recipe>/ppl.json             a uniform format against f16 on TEXT, as in gen2
+#   OUT/<model>/gen1/ppl/<mix>.json           the same for a mix, per-token values beside; refuses leaked text
 #   OUT/<model>/gen1/random/N.*.json          random mixes: recipe, quant, ppl (their weights are not kept)
 #   OUT/<model>/gen1/bench-<recipe>-<prompt>.json
 #   OUT/<model>/gen1/{report.md,sens/lbl_analysis.md,speed.md}; gen1.json stands for them
 
 SENS_TEXT := data/calibration.txt
-SENS_CHARS := $(or $(CHARS),500)
+SENS_CHARS := 500
 SENS_FORMAT := int4-g64
 CANDIDATES := int4-g128 int4-g64 int4-g32 nf4 int8-row
 PORTABLE := int4-g64-sym int4-g32-sym int4-g32-sym+mse int8-row
@@ -100,21 +101,29 @@ $(foreach r,$(MIXES),$(eval $(call mix_rule,$(r))))
 # gen2 has the rules of its own formats.
 $(foreach r,$(filter-out $(MADE),$(UNIFORM)),$(eval $(call quant_rule,$(r))))
 
-# ---- damage on text the sensitivities never saw ----
+# ---- damage on text the sensitivities never saw: uniform formats by gen2's rules, so that neither measures them twice ----
 
 text_n := $(shell stat -L -c %s '$(call q,$(TEXT_PATH))' 2>/dev/null || echo 0)
 flops.ppl = 2 * .n_params * ([$(text_n) / 4] + [$(if $(1),$(1) * 512)] | min)
-gen1_ppl = qppl -q $(1) --text '$(call q,$(TEXT_PATH))' --text-form '$(call q,$(TEXT_FORM))' \
-    --protocol '$(call q,$(PROTOCOL))' --leak '$(call q,$(SENS_PATH))' $(run) --ref $(M)/f16/model
-define gen1_ppl_rule
-$(G)/ppl/$(1).json: $(M)/$(1)/quant.json $(M)/.stamp/ppl $(G)/.stamp/sens $(S)/qppl.tool
-	@$$(call say_long,$(1): perplexity against f16,$$(call flops.ppl,$$(WINDOWS)))
-	@mkdir -p '$$(@D)'; $$(call json,$$(call gen1_ppl,$(M)/$(1)/model) $$(if $$(WINDOWS),--max-windows '$$(call q,$$(WINDOWS))') --nll '$$(@D)/$(1).nll' \
-	    --ref-cache $(G)/ref.states)
+say_ppl = $(call say_long,$(2),$(call flops.ppl,$(WINDOWS)))
+leak := --leak '$(call q,$(SENS_PATH))'
+$(foreach r,$(filter-out $(MADE),$(UNIFORM)),$(eval $(call ppl_rule,$(r))))
+define mix_ppl_rule
+$(G)/ppl/$(1).json: $(M)/$(1)/quant.json $(M)/.stamp/ppl $(G)/.stamp/sens $(S)/qppl.tool | $(M)/ref.states
+	@$$(call say_ppl,,$(1): perplexity on $(text) against f16)
+	@mkdir -p '$$(@D)'; $$(call json,qppl -q $(M)/$(1)/model $$(ppl) $$(leak) --nll '$$(@D)/$(1).nll')
 endef
-$(foreach r,$(UNIFORM) $(MIXES),$(eval $(call gen1_ppl_rule,$(r))))
-GEN1_PPLS := $(foreach r,$(UNIFORM) $(MIXES),$(G)/ppl/$(r).json)
+$(foreach r,$(MIXES),$(eval $(call mix_ppl_rule,$(r))))
+GEN1_PPLS := $(UNIFORM:%=$(M)/%/ppl.json) $(MIXES:%=$(G)/ppl/%.json)
 
+# A text that shares passages with the calibration is refused before anything is measured.
+$(G)/leak.json: $(M)/f16/quant.json $(M)/.stamp/ppl $(G)/.stamp/sens $(S)/qppl.tool
+	@$(call say,,$(text): shares nothing with $(notdir $(SENS_PATH))?)
+	@$(call json,qppl -q $(M)/f16/model --text '$(call q,$(TEXT_PATH))' --text-form '$(call q,$(TEXT_FORM))' $(leak) --max-windows 1)
+$(ALL_SENS) $(M)/ref.states $(foreach r,$(UNIFORM),$(call at,$(r))/ppl.json): | $(G)/leak.json
+
+random_ppl := --text '$(call q,$(TEXT_PATH))' --text-form '$(call q,$(TEXT_FORM))' --protocol '$(call q,$(PROTOCOL))' $(run) \
+    --max-windows $(RANDOM_WINDOWS) --ref $(M)/f16/model --ref-cache $(G)/ref-random.states
 define random_rule
 $(G)/random/$(1).ppl.json: random.jq $(M)/f16/quant.json $(M)/.stamp/ppl $(G)/.stamp/random $(foreach f,$(CANDIDATES),$(M)/sens-isolated-$(f).json) \
     $(S)/qppl.tool $(S)/qquant.tool | $(GEN1_PPLS)
@@ -122,7 +131,7 @@ $(G)/random/$(1).ppl.json: random.jq $(M)/f16/quant.json $(M)/.stamp/ppl $(G)/.s
 	@mkdir -p '$$(@D)'; rm -rf '$$@' '$$(@D)/$(1)' '$$(@D)/$(1).part-'*; \
 	jq -n -f random.jq --argjson seed $(1) $$(foreach f,$$(CANDIDATES),$(M)/sens-isolated-$$(f).json) >'$$(@D)/$(1).recipe.json'; \
 	$(BIN)/qquant -q $(M)/f16/model -r '$$(@D)/$(1).recipe.json' -o '$$(@D)/$(1)' >'$$(@D)/$(1).quant.json'; \
-	$(BIN)/$$(call gen1_ppl,'$$(@D)/$(1)') --max-windows $$(RANDOM_WINDOWS) --ref-cache $(G)/ref-random.states >'$$@.tmp'; \
+	$(BIN)/qppl -q '$$(@D)/$(1)' $$(random_ppl) >'$$@.tmp'; \
 	rm -rf '$$(@D)/$(1)'; mv '$$@.tmp' '$$@'
 endef
 $(foreach k,$(RANDOMS),$(eval $(call random_rule,$(k))))

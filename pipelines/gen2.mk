@@ -90,17 +90,18 @@ $(call at,$(1))/load.json: $(call at,$(1))/quant.json $(S)/qload.tool
 	@$$(call json,qload $$(quiet) '$$(@D)/model' --tensors)
 endef
 
+say_ppl = $(call say,$(1),$(2))
 # f16's own perplexity leaves the hidden states for the others. They need not be newer, only there: qppl knows by a
 # digest whether they fit.
 define ref_rule
 $(M)/f16/ppl.json $(M)/ref.states &: $(M)/f16/quant.json $(M)/.stamp/ppl $(S)/qppl.tool
-	@$$(call say,$(tick),f16: perplexity on $(text))
+	@$$(call say_ppl,$(tick),f16: perplexity on $(text))
 	@rm -f $(M)/f16/ppl.json* $(M)/ref.states*; $(BIN)/qppl $$(quiet) $(M)/f16/model $$(ppl) --nll $(M)/f16/ppl.nll \
 	    > $(M)/f16/ppl.json.$$$$$$$$.tmp && mv $(M)/f16/ppl.json.$$$$$$$$.tmp $(M)/f16/ppl.json
 endef
 define ppl_rule
 $(call at,$(1))/ppl.json: $(call at,$(1))/quant.json $(M)/.stamp/ppl $(S)/qppl.tool | $(M)/ref.states
-	@$$(call say,$(tick),$(1): perplexity on $(text) against f16)
+	@$$(call say_ppl,$(tick),$(1): perplexity on $(text) against f16)
 	@$$(call sweep,ppl.nll); $$(call json,qppl $$(quiet) '$$(@D)/model' $$(ppl) --nll '$$(@D)/ppl.nll')
 endef
 

@@ -104,6 +104,16 @@ ppl() { "$B/bin/qppl" -q "$@" >"$r"; }
     jq -cS .results "$r" | cmp - "$BATS_TEST_TMPDIR/plain"
 }
 
+@test "a reference that is the model itself: no damage, and the states any other run keeps of it" {
+    ppl "$q" --text $text --ctx 64 --chars 1000 --ref "$m" --ref-cache "$BATS_TEST_TMPDIR/two" # two models
+    ppl "$m" --text $text --ctx 64 --chars 1000 --ref "$m" --ref-cache "$BATS_TEST_TMPDIR/one"
+    cmp "$BATS_TEST_TMPDIR/one" "$BATS_TEST_TMPDIR/two"
+    jq -e '.results | .kld.max == 0 and .delta_nll.mean == 0 and .delta_nll.se == 0 and .top1_agreement == 1' "$r"
+    jq -cS '.results | {ppl, nll}' "$r" >"$BATS_TEST_TMPDIR/with"
+    ppl "$m" --text $text --ctx 64 --chars 1000
+    jq -cS '.results | {ppl, nll}' "$r" | cmp - "$BATS_TEST_TMPDIR/with"
+}
+
 @test "results do not depend on the number of threads" {
     for t in 1 2 3; do
         ppl "$q" --text $text --ctx 128 --chars 3000 --ref "$m" -t $t
