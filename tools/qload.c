@@ -176,6 +176,7 @@ int main(int argc, char **argv)
     if (n != 1) die_usage(n ? "one MODEL was expected" : "MODEL is missing");
     bool keep = !strcmp(o.dtype, "keep"), hub = hub_is_spec(arg[0]);
     if (!o.out && !keep) die_usage("--dtype needs -o DIR");
+    if (backend_check(tool.common.device, &e)) die("%s", e.msg);
     record_begin(&r, &tool, argc, argv);
     char *path = hub ? fetch(arg[0], keep) : mem_strdup(arg[0]);
     bool write = o.out && !(hub && keep);

@@ -1,4 +1,5 @@
 /* qquant: quantizes a float checkpoint into a Hugging Face folder. */
+#include "backend/backend.h"
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/msg.h"
@@ -48,8 +49,14 @@ static void get_recipe(struct recipe *r, const struct config *cfg)
 {
     struct err e;
     const char *method = NULL, *embed = NULL, *head = NULL;
+    const struct format *f;
+    const struct method *m;
+    if ((o.method && recipe_method(o.method, &m, &e)) || (o.embed && recipe_format(o.embed, &f, &e)) ||
+        (o.head && recipe_format(o.head, &f, &e)))
+        die_usage("%s", e.msg);
     json_t *v = o.recipe ? json_read(o.recipe, (size_t)64 << 20, &e)
                          : recipe_from_name(o.format, &method, &embed, &head, &e);
+    if (!v && o.format) die_usage("%s", e.msg);
     if (!v) die("%s", e.msg);
     if (o.method) method = o.method;
     if (o.embed) embed = o.embed;
@@ -99,6 +106,7 @@ int main(int argc, char **argv)
     if (n != 1) die_usage("one MODEL was expected");
     if (!o.format == !o.recipe) die_usage("one of -f FORMAT and -r RECIPE.json was expected");
     if (!o.out && !o.plan && !o.export) die_usage("-o DIR was expected");
+    if (backend_check(tool.common.device, &e)) die("%s", e.msg);
     record_begin(&rec, &tool, argc, argv);
     if (o.out && !o.plan && path_is_within(*model, o.out))
         die("%s: is where the model is read from (another folder was expected)", o.out);

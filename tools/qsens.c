@@ -8,6 +8,7 @@
 #include "eval/device.h"
 #include "eval/sens_partial.h"
 #include "eval/text.h"
+#include "quantize/recipe.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -71,28 +72,6 @@ static void on_progress(void *ctx, int64_t done, int64_t total)
     struct progress *p = &((struct watcher *)ctx)->progress;
     p->total = total;
     progress_at(p, done);
-}
-
-static const struct format *need_format(void)
-{
-    const struct format *f = format_find(o.format);
-    if (f) return f;
-    size_t n;
-    const struct format *all = format_table(&n);
-    char *list = mem_strdup("");
-    for (size_t i = 0; i < n; i++) {
-        char *more = mem_printf("%s%s%s", list, i ? " " : "", all[i].name);
-        free(list);
-        list = more;
-    }
-    die("format %s: unknown (one of %s was expected)", o.format, list);
-}
-
-static const struct method *need_method(void)
-{
-    const struct method *m = method_find(o.method);
-    if (!m) die("method %s: unknown (rtn or mse was expected)", o.method);
-    return m;
 }
 
 static const char *digest_of_input(const struct record *r, size_t i)
@@ -167,8 +146,6 @@ int main(int argc, char **argv)
     struct sens_opts so = {
         .mode = !strcmp(o.mode, "local") ? SENS_LOCAL : !strcmp(o.mode, "isolated") ? SENS_ISOLATED : SENS_RESTORE,
         .per = !strcmp(o.per, "tensor") ? SENS_TENSOR : !strcmp(o.per, "layer") ? SENS_LAYER : SENS_OP,
-        .fmt = need_format(),
-        .method = need_method(),
         .seed_preset = o.preset != NULL,
         .samples_dir = o.samples,
         .seed = (uint64_t)tool.common.seed,
@@ -176,6 +153,7 @@ int main(int argc, char **argv)
         .on_progress = on_progress,
         .ctx = &w,
     };
+    if (recipe_format(o.format, &so.fmt, &e) || recipe_method(o.method, &so.method, &e)) die_usage("%s", e.msg);
     if (checkpoint_open(&c, path, &e) || backend_open(&be, tool.common.device, tool.common.compute, &e)) die("%s", e.msg);
     load_text(&t, path, &c.config);
     record_begin(&r, &tool, argc, argv);

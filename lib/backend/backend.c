@@ -46,6 +46,14 @@ int backend_open(struct backend *be, const char *device, const char *compute, st
     return err_set(e, "device '%s': unknown (cpu, cuda or cuda:N was expected)", device);
 }
 
+int backend_check(const char *device, struct err *e)
+{
+    struct backend be;
+    if (backend_open(&be, device, "auto", e)) return -1;
+    backend_close(&be);
+    return 0;
+}
+
 void backend_close(struct backend *be)
 {
     if (be->ops) be->ops->close(be);

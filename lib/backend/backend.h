@@ -188,6 +188,8 @@ struct backend {
 /* device: "cpu", "cuda", "cuda:N", or "cpu-ref" (tests); compute: "f32", … or "auto". A device or compute kind this
  * build or machine lacks is an error that says so. */
 int backend_open(struct backend *be, const char *device, const char *compute, struct err *e);
+/* Is the device there? For tools that run nothing on it. */
+int backend_check(const char *device, struct err *e);
 void backend_close(struct backend *be);
 
 #endif

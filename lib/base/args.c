@@ -96,8 +96,8 @@ static bool parse_num(const char *s, double *out)
 {
     char *end;
     errno = 0;
-    double v = strtod(s, &end);
-    if (!*s || isspace((unsigned char)*s) || *end || errno || !isfinite(v)) return false;
+    double v = strtod(s, &end); /* which takes hexadecimal, inf and nan too */
+    if (!*s || s[strspn(s, "0123456789+-.eE")] || *end || errno || !isfinite(v)) return false;
     *out = v;
     return true;
 }

@@ -9,6 +9,7 @@
 #include "eval/kernel_timer.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -103,6 +104,17 @@ static void fill(const struct model *m, struct kv_cache *kv, struct scratch *s, 
     m->be->ops->sync(m->be);
 }
 
+/* The logits of the last token, which greedy decoding itself need not have kept: no token follows from NaN. */
+static int check_finite(const struct passes *p, struct err *e)
+{
+    const struct model *m = p->m;
+    struct score sc;
+    int64_t row = p->o->n_gen > 1 ? 0 : (p->o->n_prompt - 1) % p->s->max_tok;
+    model_logits(m, p->s->x + row * m->cfg.hidden_size, 1, p->s->logits);
+    m->be->ops->score(m->be, &sc, p->s->logits, &p->ids[p->o->n_gen - 1], 1, m->cfg.vocab_size);
+    return isfinite(sc.lse) ? 0 : err_set(e, "the model's logits are not finite (no token follows from them)");
+}
+
 static void note_trial(struct bench_run *run, const struct passes *p, int64_t t)
 {
     int64_t n = p->o->n_gen;
@@ -169,6 +181,7 @@ int bench_depth(const struct model *m, struct kv_cache *kv, struct scratch *s, c
         if (pass == 0) memcpy(run->generated, p.ids, (size_t)n * sizeof *p.ids);
         else if (memcmp(run->generated, p.ids, (size_t)n * sizeof *p.ids))
             rc = err_set(e, "backend %s: two passes gave different tokens (a deterministic one was expected)", be->ops->name);
+        if (pass == 0 && rc == 0) rc = check_finite(&p, e);
         if (pass >= o->warmup) note_trial(run, &p, pass - o->warmup);
         ++*passes_done;
         if (o->on_pass) o->on_pass(o->ctx, *passes_done);

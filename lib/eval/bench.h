@@ -42,9 +42,9 @@ struct bench_run {
 
 /* A trial: kv->n = depth, then prompt and n_gen greedy tokens by model_generate; end-of-text has no meaning here. The
  * cache up to `depth` is filled by a real prefill first, unless it holds at least as much of the filler already (*filled
- * tokens, updated). A trial whose ids differ from the first's is an error: a backend must be deterministic. On a device
- * that tells its clock more passes are run until it has settled, before the trials; energy is measured in passes of its
- * own, a second of them, after the trials. */
+ * tokens, updated). A trial whose ids differ from the first's is an error: a backend must be deterministic;
+ * so are logits that are not finite. On a device that tells its clock more passes are run until it has settled, before the
+ * trials; energy is measured in passes of its own, a second of them, after the trials. */
 int bench_depth(const struct model *m, struct kv_cache *kv, struct scratch *s, const struct bench_opts *o, int64_t depth,
                 int64_t *filled, int64_t *passes_done, struct bench_run *run, struct err *e);
 void bench_run_free(struct bench_run *run);

@@ -149,7 +149,7 @@ static void notes(const struct rows *rs, FILE *f)
     }
     if (ref)
         fprintf(f, "- **Δ ln PPL** ± paired standard error: mean over the same tokens of NLL(format) − NLL(%s). Verdict at "
-                   "95 %%: worse or better where |Δ| > 1.96 standard errors, else cannot tell. Tokens count as "
+                   "95 %%: worse or better where |Δ| > 1.96 standard errors, else cannot-tell. Tokens count as "
                    "independent here; `qreport diff` gives a block bootstrap.\n"
                    "- **KLD**: mean over the scored tokens of KL(%s ‖ format), in nats. **same top-1**: share of tokens "
                    "where both name the same likeliest token.\n",

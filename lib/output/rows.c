@@ -287,7 +287,7 @@ const char *verdict(const struct row *r)
     struct pm d = r->delta;
     if (r->is_ref) return "reference";
     if (!isfinite(d.v) || !isfinite(d.se)) return NULL;
-    return d.v > 1.96 * d.se ? "worse" : d.v < -1.96 * d.se ? "better" : "cannot tell";
+    return d.v > 1.96 * d.se ? "worse" : d.v < -1.96 * d.se ? "better" : "cannot-tell";
 }
 
 /* The row whose model the others name as their --ref. */

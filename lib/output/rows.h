@@ -45,7 +45,7 @@ int rows_read(struct rows *rs, char **paths, size_t n, struct err *e);
 void rows_free(struct rows *rs);
 /* The rows as data: [{"name", "sha256", "disk_bytes", …}], null where unknown. */
 json_t *rows_json(const struct rows *rs);
-/* "worse", "better", "cannot tell" (95 %: |v| > 1.96 se), "reference", or NULL where the difference is unknown. */
+/* "worse", "better", "cannot-tell" (95 %: |v| > 1.96 se), "reference", or NULL where the difference is unknown. */
 const char *verdict(const struct row *r);
 
 /* Dotted path into a record: the member, or NULL if any part is missing or null. */

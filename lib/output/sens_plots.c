@@ -118,7 +118,7 @@ static int64_t add_samples(struct chart *c, const char *samples, const char *nam
     for (char *s = text + strlen(head); *s; line++) {
         char *after, *next;
         double x = strtod(s, &after), y = *after == ',' ? strtod(after + 1, &next) : NAN;
-        if (*after != ',' || *next != '\n' || !isfinite(x) || !isfinite(y)) {
+        if (*after != ',' || *next != '\n' || strspn(s, "0123456789+-.e,") != (size_t)(next - s) || !isfinite(x) || !isfinite(y)) {
             added = err_set(e, "%s: line %zu is not two numbers", path, line + 2);
             goto end;
         }

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* "unknown format "x" (f32, bf16, … were expected)" */
+/* unknown format "x" (known: f32, bf16, …) */
 static int unknown_format(const char *name, struct err *e)
 {
     size_t n;
@@ -18,13 +18,13 @@ static int unknown_format(const char *name, struct err *e)
     return err_set(e, "unknown format \"%s\" (known: %s)", name, list);
 }
 
-static int find_format(const char *name, const struct format **f, struct err *e)
+int recipe_format(const char *name, const struct format **f, struct err *e)
 {
     *f = format_find(name);
     return *f ? 0 : unknown_format(name, e);
 }
 
-static int find_method(const char *name, const struct method **m, struct err *e)
+int recipe_method(const char *name, const struct method **m, struct err *e)
 {
     *m = method_find(name);
     if (*m) return 0;
@@ -49,15 +49,15 @@ json_t *recipe_from_name(const char *name, const char **method, const char **emb
     for (char *s = strtok_r(copy, "+", &save); s && rc == 0; s = strtok_r(NULL, "+", &save), part++) {
         const char **slot = !strncmp(s, "head=", 5) ? head : !strncmp(s, "embed=", 6) ? embed : NULL;
         if (part == 0) {
-            rc = find_format(s, &base, e);
+            rc = recipe_format(s, &base, e);
         } else if (slot) {
             if (*slot) rc = err_set(e, "recipe \"%s\" names the %s twice", name, slot == head ? "head" : "embedding");
-            else if ((rc = find_format(strchr(s, '=') + 1, &f, e)) == 0) *slot = f->name;
+            else if ((rc = recipe_format(strchr(s, '=') + 1, &f, e)) == 0) *slot = f->name;
         } else if (strchr(s, '=')) {
             rc = err_set(e, "recipe \"%s\": \"%s\" (head=FORMAT, embed=FORMAT or a method was expected)", name, s);
         } else {
             if (*method) rc = err_set(e, "recipe \"%s\" names two methods", name);
-            else if ((rc = find_method(s, &m, e)) == 0) *method = m->name;
+            else if ((rc = recipe_method(s, &m, e)) == 0) *method = m->name;
         }
     }
     free(copy);
@@ -113,7 +113,7 @@ static int parse_rule(const json_t *o, struct rule *r, struct err *e)
     if (!json_is_object(o)) return err_set(e, "not an object {\"match\", \"format\"}");
     if (known_keys(o, "|match|format|method|", e) || json_get_str(o, "match", true, NULL, &r->match, e) ||
         json_get_str(o, "format", true, NULL, &format, e) || json_get_str(o, "method", false, NULL, &method, e) ||
-        find_format(format, &r->fmt, e) || (method && find_method(method, &r->method, e)))
+        recipe_format(format, &r->fmt, e) || (method && recipe_method(method, &r->method, e)))
         return -1;
     return 0;
 }
@@ -152,7 +152,7 @@ static int resolve(struct recipe *r, const json_t *recipe, const char *method, c
     if (!json_is_object(recipe)) return err_set(e, "not an object {\"default\", \"rules\"}");
     if (known_keys(recipe, "|default|rules|method|name|comment|plan|", e) ||
         json_get_str(recipe, "default", false, NULL, &dflt, e) || json_get_str(recipe, "method", false, "rtn", &own, e) ||
-        find_method(method ? method : own, &m, e) || (dflt && find_format(dflt, &f, e)) ||
+        recipe_method(method ? method : own, &m, e) || (dflt && recipe_format(dflt, &f, e)) ||
         apply_rules(r, json_object_get(recipe, "rules"), done, e))
         return -1;
     const char *options[2] = {embed, head};
@@ -160,7 +160,7 @@ static int resolve(struct recipe *r, const json_t *recipe, const char *method, c
         struct recipe_entry *it = &r->entries[k];
         const char *option = it->layer < 0 ? options[k - (r->n - 2)] : NULL;
         if (option) {
-            if (find_format(option, &it->fmt, e)) return -1;
+            if (recipe_format(option, &it->fmt, e)) return -1;
             it->method = NULL;
         } else if (!done[k] && it->layer >= 0) {
             it->fmt = f;

@@ -19,6 +19,10 @@ struct recipe_entry {
     const struct method *method;
 };
 
+/* By name; the error lists the names there are. */
+int recipe_format(const char *name, const struct format **f, struct err *e);
+int recipe_method(const char *name, const struct method **m, struct err *e);
+
 /* One entry for every decoder linear in layer, op order, then model.embed_tokens, then lm_head. */
 struct recipe {
     struct recipe_entry *entries;

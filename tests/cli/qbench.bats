@@ -165,6 +165,10 @@ bats_require_minimum_version 1.5.0
     mkdir "$BATS_TEST_TMPDIR/empty"
     refused 1 "empty" "$BATS_TEST_TMPDIR/empty"
     refused 1 "cuda:99" "$bare" "${fast[@]}" --device cuda:99
+    "$B/tests/mkmodel" -q llama-tied "$BATS_TEST_TMPDIR/nan" --nan model.layers.1.mlp.up_proj.weight
+    for c in f32 int8; do
+        refused 1 "nan: the model's logits are not finite" -q "$BATS_TEST_TMPDIR/nan" --prompt-tokens 4 --gen 1 --warmup 0 --trials 1 --compute $c
+    done
 }
 
 @test "a closed stdout and a full disk are failures" {

@@ -353,6 +353,7 @@ EOF
     refused 2 "ctx" "$T/llama-tied" --plan-memory --ctx 0
     refused 2 "-o DIR" hf:OWNER/NAME
     for v in cuda: cuda:x cuda:-1 cuda:1x gpu; do refused 2 "--device $v: unknown" "$T/llama-tied" --device "$v"; done
+    refused 1 "cuda:99" "$T/llama-tied" --device cuda:99
     run "$B/bin/qload" --version
     [[ "$output" =~ ^"qload 0.1.0 (results "[0-9]+")"$ ]]
     run "$B/bin/qload" --help

@@ -234,9 +234,13 @@ int4-g256 int4-g256-sym int4-strided128 nf4 nf4-dq fp4"
 }
 
 @test "unknown formats, methods, options; rules that match nothing" {
-    refused 1 'unknown format "int5-g64" (known: f32, bf16' "$T/tied" -f int5-g64 -o "$out"
-    refused 1 'unknown method "awq" (known: rtn, mse)' "$T/tied" -f nf4 --method awq -o "$out"
-    refused 1 'unknown format "q4_0"' "$T/tied" -f nf4 --head q4_0 -o "$out"
+    refused 2 'unknown format "int5-g64" (known: f32, bf16' "$T/tied" -f int5-g64 -o "$out"
+    refused 2 'unknown method "awq" (known: rtn, mse)' "$T/tied" -f nf4 --method awq -o "$out"
+    refused 2 'unknown format "q4_0"' "$T/tied" -f nf4 --head q4_0 -o "$out"
+    refused 2 'unknown format "q4_1"' "$T/tied" -f nf4 --embed q4_1 -o "$out"
+    refused 1 "cuda:99" "$T/tied" -f nf4 -o "$out" --device cuda:99
+    echo '{"default":"q4_0"}' >"$r.r" # the file is wrong, not the command line
+    refused 1 "$r.r: recipe: unknown format \"q4_0\"" "$T/tied" -r "$r.r" -o "$out"
     echo '{"default":"nf4","rules":[{"match":"model.layers.7.*","format":"f16"}]}' >"$r.r"
     refused 1 "$r.r: recipe: rule 1: \"model.layers.7.*\" matches no tensor" "$T/tied" -r "$r.r" -o "$out"
     echo '{"default":"nf4",}' >"$r.r"

@@ -191,6 +191,8 @@ setup() {
     refused 1 'not in the records given (--min-decode-tps needs it)' check --min-decode-tps 1 nf4-ppl.json
     refused 2 'no limit given' check "${q[@]}"
     refused 2 'out of range' check --min-top1 1.5 "${q[@]}"
+    for v in 0x1p-1 0x.8 inf nan ' .5' '' .5x 1e; do refused 2 "--min-top1 $v: not a number" check --min-top1 "$v" "${q[@]}"; done
+    for v in 0x1 1e2 ' 3'; do refused 2 "--seed $v: not an integer" check --seed "$v" "${q[@]}"; done
 }
 
 @test "records of another schema version, of another kind, or broken, are refused" {

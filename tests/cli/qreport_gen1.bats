@@ -214,5 +214,7 @@ bench() {
     mkdir s
     printf 'reference,quantized\n1,2\n3;4\n' >s/model.layers.0.mlp.up_proj.csv
     refused 1 'line 3 is not two numbers' sens s-isolated-int4-g64.json --samples s -o out
+    printf 'reference,quantized\n1,0x2\n' >s/model.layers.0.mlp.up_proj.csv
+    refused 1 'line 2 is not two numbers' sens s-isolated-int4-g64.json --samples s -o out
     [ ! -e out/lbl_analysis.md ]
 }

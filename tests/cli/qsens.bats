@@ -157,8 +157,8 @@ refused() {
     refused 1 "$t" "$m" --text "$t" -f nf4 -o "$p"
     refused 1 "nowhere.txt" "$m" --text "$BATS_TEST_TMPDIR/nowhere.txt" -f nf4 -o "$p"
     refused 1 "600 tokens, more than the model's context (at most 512 were expected" "$m" --text "$text" --chars 600 -f nf4 -o "$p"
-    refused 1 "format int5: unknown (one of " "$m" --text "$text" -f int5 -o "$p"
-    refused 1 "method best: unknown" "$m" --text "$text" -f nf4 --method best -o "$p"
+    refused 2 'unknown format "int5" (known: ' "$m" --text "$text" -f int5 -o "$p"
+    refused 2 'unknown method "best" (known: rtn, mse)' "$m" --text "$text" -f nf4 --method best -o "$p"
     refused 1 "nowhere" "$BATS_TEST_TMPDIR/nowhere" --text "$text" -f nf4 -o "$p"
     "$B/tests/mkmodel" -q llama-tied "$BATS_TEST_TMPDIR/nan" --nan model.layers.1.mlp.up_proj.weight
     refused 1 "not finite" "$BATS_TEST_TMPDIR/nan" --text "$text" --chars 60 -f nf4 -o "$p"
