@@ -9,7 +9,10 @@ extern "C" {
 #include "backend/cuda/weight.h"
 }
 
-__device__ __forceinline__ float half_bits(unsigned h) { return __half2float(__ushort_as_half(static_cast<unsigned short>(h))); }
+__device__ __forceinline__ float half_bits(unsigned h)
+{
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(h)));
+}
 __device__ __forceinline__ float bf16_bits(unsigned h) { return __uint_as_float(h << 16); }
 /* A 16-bit float of either kind. */
 __device__ __forceinline__ float float16_bits(unsigned h, enum cuda_float t)
@@ -40,8 +43,8 @@ __device__ __forceinline__ float absmax_at(const struct cuda_weight &w, const ui
     return __fadd_rn(__fmul_rn(v, __ldg(reinterpret_cast<const float *>(data + w.nested_at) + b / 256)), w.offset);
 }
 
-/* Eight codes of a word of CUW_BOOK (nibble j: column j) as signed bytes of a table of 16: columns 0 … 3 in lo, 4 … 7 in
- * hi. A byte permute picks from eight bytes by three bits; bit 3 of a code then picks between the two. */
+/* Eight codes of a word of CUW_BOOK (nibble j: column j) as signed bytes of a table of 16: columns 0 … 3 in lo, 4 … 7
+ * in hi. A byte permute picks from eight bytes by three bits; bit 3 of a code then picks between the two. */
 __device__ __forceinline__ void book_bytes(uint32_t codes, const uint32_t (&table)[4], int &lo, int &hi)
 {
     const uint32_t three = codes & 0x77777777u, pick = (codes & 0x88888888u) >> 1 | 0x32103210u;
@@ -98,7 +101,8 @@ __device__ __forceinline__ void dequant8(const struct cuda_weight &w, const floa
                 s = scale_at(scales, w.scale, at);
                 if (w.zeros_at) z = static_cast<int8_t>(__ldg(zeros + at));
             }
-            const int q = packed ? int(lo >> (i % 4 * 8 + i / 4 * 4) & 15u) : static_cast<int8_t>((i < 4 ? lo : hi) >> i % 4 * 8);
+            const int q =
+                packed ? int(lo >> (i % 4 * 8 + i / 4 * 4) & 15u) : static_cast<int8_t>((i < 4 ? lo : hi) >> i % 4 * 8);
             v[i] = round_to(w.type, __fmul_rn(float(q - z), s));
         }
     }

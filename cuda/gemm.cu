@@ -1,16 +1,17 @@
 /* Matrix times many vectors with mma.sync: packed codes times int8 activations (m16n8k32, s8), and f16 or bf16 weights
  * (m16n8k16, sums in f32) where there is no cuBLAS.
  *
- * A block has BM tokens × BN rows of the weight, a warp WM × WN of them; a step takes 64 bytes of each row of activations:
- * 64 columns of int8 or 32 of 16 bits. Three stages of cp.async; tiles in shared memory are rows of 64 bytes (packed
- * codes of 4 bits: 32) whose 16-byte parts are permuted so that ldmatrix has no bank conflicts. Packed codes are unpacked
- * in registers, after ldmatrix: word t of a chunk is what lane t of four needs of both halves of a 32-column step.
+ * A block has BM tokens × BN rows of the weight, a warp WM × WN of them; a step takes 64 bytes of each row of
+ * activations: 64 columns of int8 or 32 of 16 bits. Three stages of cp.async; tiles in shared memory are rows of 64
+ * bytes (packed codes of 4 bits: 32) whose 16-byte parts are permuted so that ldmatrix has no bank conflicts. Packed
+ * codes are unpacked in registers, after ldmatrix: word t of a chunk is what lane t of four needs of both halves of a
+ * 32-column step.
  *
- * Sums over 32 columns are exact integers and get their scale at once, as activations have one for each 32 columns. That
- * costs four instructions for each value an mma gives; the conversion to float is none: sums start at the bits of 1.5·2²³,
- * so that their bits are a float. An RTX 30 or 40 takes 16 clocks for an m16n8k32 and some 14 for its scaling, so the two
- * overlap to about half of the INT8 peak, the peak of f16 with f32 sums being an eighth to a quarter of it there. On data-
- * centre GPUs f16 by cuBLAS is faster for many tokens, and matmul.cu takes it.
+ * Sums over 32 columns are exact integers and get their scale at once, as activations have one for each 32 columns.
+ * That costs four instructions for each value an mma gives; the conversion to float is none: sums start at the bits
+ * of 1.5·2²³, so that their bits are a float. An RTX 30 or 40 takes 16 clocks for an m16n8k32 and some 14 for its
+ * scaling, so the two overlap to about half of the INT8 peak, the peak of f16 with f32 sums being an eighth to a
+ * quarter of it there. On data-centre GPUs f16 by cuBLAS is faster for many tokens, and matmul.cu takes it.
  *
  * 128 × 64 with 8 warps of 32 × 32: 32 sums a lane, at most 128 registers, 39 … 44 KB of shared memory: two blocks a
  * multiprocessor everywhere. For up to 64 tokens 32 × 64. Blocks with the same rows are neighbours, so that
@@ -158,7 +159,8 @@ __device__ __forceinline__ void load_b(uint32_t (&b)[NT][2], const struct stage<
 
 /* Grid: x token tiles, y row tiles of all jobs. Dynamic shared memory: STAGES stages. */
 template <enum gemm_mode Mode, int BM, int BN, int WM, int WN>
-__global__ void __launch_bounds__((BM / WM) * (BN / WN) * 32, BM == 128 ? 2 : 4) gemm_kernel(const GRID_CONSTANT struct gemm_args a)
+__global__ void __launch_bounds__((BM / WM) * (BN / WN) * 32, BM == 128 ? 2 : 4)
+    gemm_kernel(const GRID_CONSTANT struct gemm_args a)
 {
     using S = struct stage<Mode, BM, BN>;
     constexpr int MT = WM / 16, NT = WN / 8, Threads = (BM / WM) * (BN / WN) * 32;
@@ -265,7 +267,8 @@ static void gemm_go(const char *name, struct gemm_args *a, cudaStream_t s)
 {
     constexpr int BN = 64, WN = 32, Threads = (BM / WM) * (BN / WN) * 32;
     const dim3 grid(unsigned((a->n_tok + BM - 1) / BM), gemm_divide(a, BN));
-    launch(name, gemm_kernel<Mode, BM, BN, WM, WN>, grid, dim3(Threads), STAGES * sizeof(struct stage<Mode, BM, BN>), s, *a);
+    launch(name, gemm_kernel<Mode, BM, BN, WM, WN>, grid, dim3(Threads), STAGES * sizeof(struct stage<Mode, BM, BN>), s,
+           *a);
 }
 template <enum gemm_mode Mode> static void gemm_of(const char *name, struct gemm_args *a, cudaStream_t s)
 {

@@ -25,7 +25,8 @@ struct gemm_args {
     int64_t ldx;           /* gemm_half: a multiple of 32 */
 };
 
-/* Jobs of one kind. gemm_half and gemm_f32: w has rows of `type` (f32), row_bytes a multiple of 16, zeros behind n_in. */
+/* Jobs of one kind. gemm_half and gemm_f32: w has rows of `type` (f32), row_bytes a multiple of 16 and zeros behind
+ * n_in. */
 void gemm_int8(struct gemm_args *a, cudaStream_t s);
 void gemm_half(struct gemm_args *a, enum cuda_float type, cudaStream_t s);
 void gemm_f32(struct gemm_args *a, cudaStream_t s);

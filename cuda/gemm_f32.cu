@@ -1,9 +1,9 @@
-/* Matrix times many vectors in f32, for the exact path: f32 rows of weights (as they are, or dequantized into scratch by
- * matmul.cu) times f32 activations, products and sums in f32, over columns in rising order.
+/* Matrix times many vectors in f32, for the exact path: f32 rows of weights (as they are, or dequantized into scratch
+ * by matmul.cu) times f32 activations, products and sums in f32, over columns in rising order.
  *
  * A block has 64 tokens × 64 rows, a thread 8 × 4 of them; steps of 16 columns, transposed into shared memory, the next
- * step on its way in registers meanwhile. 32 fused multiply-adds for 3 shared loads of 16 bytes; 128 threads, so that four
- * and more blocks share a multiprocessor and small matrices still make many blocks. */
+ * step on its way in registers meanwhile. 32 fused multiply-adds for 3 shared loads of 16 bytes; 128 threads, so that
+ * four and more blocks share a multiprocessor and small matrices still make many blocks. */
 #include "gemm.cuh"
 
 #include "device.cuh"

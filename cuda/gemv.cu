@@ -1,19 +1,20 @@
 /* Matrix times 1 … 8 vectors with integer products: packed codes of 4 or 8 bits, activations in int8, the integers and
  * scales of lib/backend/cpu/panels.h.
  *
- * What limits it is bytes in flight: an H100 needs 3.35 TB/s · 0.7 µs = 2.3 MB under way, 18 KB a multiprocessor, an RTX
- * 4090 1.0 TB/s · 0.6 µs = 5 KB. A lane loads 16 bytes of codes of each of its R rows, with their scales and zero points,
- * one step ahead of the products: 2·R loads of 16 bytes. With R = 2 and 64 registers a multiprocessor has 32 warps, 64 KB
- * under way; with R = 4 it has 16 warps, again 64 KB. Small weights do not fill that: there `split` warps share rows
- * until there are 16 warps a multiprocessor. Rows of activations come from the first-level cache, 40 bytes for 16·R bytes
- * of codes (32·R of 8 bits), hence R = 4 where there are rows enough. Arithmetic is far from a limit: 8 dp4a and some 20
- * other instructions for 16 bytes of codes, of which an H100 brings 15 a clock to a multiprocessor that issues 128.
+ * What limits it is bytes in flight: an H100 needs 3.35 TB/s · 0.7 µs = 2.3 MB under way, 18 KB a multiprocessor, an
+ * RTX 4090 1.0 TB/s · 0.6 µs = 5 KB. A lane loads 16 bytes of codes of each of its R rows, with their scales and zero
+ * points, one step ahead of the products: 2·R loads of 16 bytes. With R = 2 and 64 registers a multiprocessor has 32
+ * warps, 64 KB under way; with R = 4 it has 16 warps, again 64 KB. Small weights do not fill that: there `split` warps
+ * share rows until there are 16 warps a multiprocessor. Rows of activations come from the first-level cache, 40 bytes
+ * for 16·R bytes of codes (32·R of 8 bits), hence R = 4 where there are rows enough. Arithmetic is far from a limit: 8
+ * dp4a and some 20 other instructions for 16 bytes of codes, of which an H100 brings 15 a clock to a multiprocessor
+ * that issues 128.
  *
- * Up to four tokens share a pass over the codes; of eight, two blocks read the same codes at about the same time, one of
- * them from the second-level cache.
+ * Up to four tokens share a pass over the codes; of eight, two blocks read the same codes at about the same time, one
+ * of them from the second-level cache.
  *
- * The normalizing form (one token) computes rmsnorm(x) in every block into shared memory, after its first weights are on
- * their way: cheaper than a launch, as the vector is some KB in the second-level cache. */
+ * The normalizing form (one token) computes rmsnorm(x) in every block into shared memory, after its first weights are
+ * on their way: cheaper than a launch, as the vector is some KB in the second-level cache. */
 #include "gemv.cuh"
 
 enum scale_class { SC_16, SC_32, SC_DQ };
@@ -31,8 +32,8 @@ template <enum cuda_kind Kind, enum scale_class Sc, int R> struct lane_rows {
 };
 
 template <enum cuda_kind Kind, enum scale_class Sc, int R>
-__device__ __forceinline__ void find_rows(struct lane_rows<Kind, Sc, R> &l, const struct gemv_job &job, const struct gemv_warp &p,
-                                          int pass, int chunks)
+__device__ __forceinline__ void find_rows(struct lane_rows<Kind, Sc, R> &l, const struct gemv_job &job,
+                                          const struct gemv_warp &p, int pass, int chunks)
 {
     const struct cuda_weight &w = job.w;
 #pragma unroll
@@ -117,8 +118,9 @@ struct factors {
 };
 
 template <enum cuda_kind Kind, enum scale_class Sc, int R, int T, bool Norm>
-__device__ __forceinline__ void multiply(float (&acc)[R][T], const struct raw_chunk<Kind, R> &k, const struct factors &f,
-                                         const struct gemv_warp &p, int c, const int8_t *xq, const int2 *xmeta, int n_chunks)
+__device__ __forceinline__ void multiply(float (&acc)[R][T], const struct raw_chunk<Kind, R> &k,
+                                         const struct factors &f, const struct gemv_warp &p, int c, const int8_t *xq,
+                                         const int2 *xmeta, int n_chunks)
 {
     int lo[R][4], hi[R][4];
     float s[R];
@@ -128,7 +130,8 @@ __device__ __forceinline__ void multiply(float (&acc)[R][T], const struct raw_ch
         if (Kind == CUW_BOOK) {
             float absmax = __uint_as_float(k.s[r]);
             if (Sc == SC_DQ)
-                absmax = __fadd_rn(__fmul_rn(f.map[k.s[r] + (p.pair && (r & 1) ? 256 : 0)], k.nested[r]), f.offset[r & 1]);
+                absmax =
+                    __fadd_rn(__fmul_rn(f.map[k.s[r] + (p.pair && (r & 1) ? 256 : 0)], k.nested[r]), f.offset[r & 1]);
             s[r] = f.book * absmax;
         } else if (Sc == SC_32) {
             s[r] = f.one_scale ? 1.0f : __uint_as_float(k.s[r]);
@@ -164,9 +167,15 @@ __device__ __forceinline__ void multiply(float (&acc)[R][T], const struct raw_ch
     }
 }
 
-/* Grid: all jobs' blocks; see gemv.cuh. Dynamic shared memory: with Norm, 40 bytes a chunk. */
+/* Blocks a multiprocessor must have room for: by registers, as many as do not spill.
+ * Grid of the kernel: all jobs' blocks; see gemv.cuh. Dynamic shared memory: with Norm, 40 bytes a chunk. */
+constexpr int gemv_int8_blocks(enum cuda_kind kind, int rows, int tokens, bool norm)
+{
+    if (rows > 2 || tokens > 2 || (tokens > 1 && kind == CUW_INT8)) return 2;
+    return tokens > 1 || norm || kind == CUW_INT8 ? 3 : 4;
+}
 template <enum cuda_kind Kind, enum scale_class Sc, int R, int T, bool Norm>
-__global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 || (T > 1 && Kind == CUW_INT8) ? 2 : T > 1 || Norm || Kind == CUW_INT8 ? 3 : 4)
+__global__ void __launch_bounds__(GEMV_THREADS, gemv_int8_blocks(Kind, R, T, Norm))
     gemv_int8_kernel(const GRID_CONSTANT struct gemv_args a)
 {
     SHARED_ARRAY(float, part, [GEMV_WARPS][R * T]);
@@ -215,7 +224,8 @@ __global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 || (T > 1 && Kind
     for (int pass = 0; pass < a.passes; pass++) {
         float acc[R][T] = {};
         int c = c0;
-        for (; c + step < chunks; c += step) { /* no branch around the loads: the compiler would move them behind the products */
+        /* no branch around the loads: the compiler would move them behind the products */
+        for (; c + step < chunks; c += step) {
             load_chunk(next, rows, c + step);
             multiply<Kind, Sc, R, T, Norm>(acc, now, f, p, c, xq, xmeta, n_chunks);
             now = next;
@@ -268,7 +278,9 @@ static void gemv_int8_of(const struct cuda_env *env, struct gemv_args *a, int n_
     constexpr int Wide = Kind == CUW_INT8 ? 2 : 4;
     const unsigned blocks = gemv_divide(env, a, n_jobs, chunks, Wide == 4 && a->n_tok == 1, &rows);
     const size_t smem = a->norm ? size_t(chunks) * 40 : 0;
-    auto go = [&](void (*kernel)(struct gemv_args)) { launch("gemv_int8", kernel, dim3(blocks), dim3(GEMV_THREADS), smem, s, *a); };
+    auto go = [&](void (*kernel)(struct gemv_args)) {
+        launch("gemv_int8", kernel, dim3(blocks), dim3(GEMV_THREADS), smem, s, *a);
+    };
     if (a->n_tok == 1 && a->norm)
         go(rows == 4 ? gemv_int8_kernel<Kind, Sc, Wide, 1, true> : gemv_int8_kernel<Kind, Sc, 2, 1, true>);
     else if (a->n_tok == 1)

@@ -1,11 +1,12 @@
-/* What both matrix-vector kernels (gemv.cu: integer products, gemv_f32.cu: floats) share: which rows a warp has, the end
- * of a row's sum, and the normalization that a block does for itself.
+/* What both matrix-vector kernels (gemv.cu: integer products, gemv_f32.cu: floats) share: which rows a warp has, the
+ * end of a row's sum, and the normalization that a block does for itself.
  *
  * A block is 8 warps. `split` warps (1, 2, 4, 8) share R rows, the others have rows of their own; a lane takes 16 or 32
- * bytes of each of the R rows at a time, neighbouring lanes neighbouring bytes. A job with a partner (SwiGLU) interleaves:
- * the warp's even rows are the gate's, the odd ones the same rows of up. A block does `passes` rounds: with a quantized
- * output, so that its rows are one chunk of 32; else where rows are very many. More than one only where split is 1: rows
- * that need splitting are few. A sum's order depends on the shape and the number of multiprocessors alone. */
+ * bytes of each of the R rows at a time, neighbouring lanes neighbouring bytes. A job with a partner (SwiGLU)
+ * interleaves: the warp's even rows are the gate's, the odd ones the same rows of up. A block does `passes` rounds:
+ * with a quantized output, so that its rows are one chunk of 32; else where rows are very many. More than one only
+ * where split is 1: rows that need splitting are few. A sum's order depends on the shape and the number of
+ * multiprocessors alone. */
 #ifndef QLAB_CUDA_GEMV_CUH
 #define QLAB_CUDA_GEMV_CUH
 
@@ -42,8 +43,8 @@ void gemv_f32(const struct cuda_env *env, struct gemv_args *a, int n_jobs, cudaS
 static inline bool gemv_int8_norm_fits(int64_t n_in) { return (n_in + 31) / 32 * 40 <= 40 * 1024; }
 static inline bool gemv_f32_norm_fits(int64_t n_in) { return (n_in + 7) / 8 * 32 <= 40 * 1024; }
 
-/* Fills in split, passes, slabs and every end; returns the number of blocks and *rows, what a warp has at once: 4 where that is
- * `wide` and rows are many, else 2. units: what the lanes of a warp can share of a row. */
+/* Fills in split, passes, slabs and every end; returns the number of blocks and *rows, what a warp has at once: 4 where
+ * that is `wide` and rows are many, else 2. units: what the lanes of a warp can share of a row. */
 unsigned gemv_divide(const struct cuda_env *env, struct gemv_args *a, int n_jobs, int units, bool wide, int *rows);
 
 /* ---- device */
@@ -89,11 +90,12 @@ __device__ __forceinline__ int gemv_row(const struct gemv_job &job, const struct
 __device__ __forceinline__ float silu(float g) { return g / (1.0f + expf(-g)); }
 
 /* The end of one pass: sums over lanes and over the warps that share rows, then the row's scale (integer products,
- * one_scale), bias, partner or residual. part: [GEMV_WARPS][R·T], tile: [T][32] (only with a quantized output). Called by
- * all threads. */
+ * one_scale), bias, partner or residual. part: [GEMV_WARPS][R·T], tile: [T][32] (only with a quantized output). Called
+ * by all threads. */
 template <int R, int T, bool ScaleAtEnd>
-__device__ __forceinline__ void gemv_finish(const struct gemv_args &a, const struct gemv_job &job, const struct gemv_warp &p,
-                                            int pass, const float (&acc)[R][T], float (*part)[R * T], float (*tile)[32])
+__device__ __forceinline__ void gemv_finish(const struct gemv_args &a, const struct gemv_job &job,
+                                            const struct gemv_warp &p, int pass, const float (&acc)[R][T],
+                                            float (*part)[R * T], float (*tile)[32])
 {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     float v = 0.0f; /* lane r·T + t: row r, token t */
@@ -113,7 +115,8 @@ __device__ __forceinline__ void gemv_finish(const struct gemv_args &a, const str
     const bool real = p.part == 0 && r < R && t < p.n_tok && row < n_out;
     const bool up = p.pair && (r & 1);
     if (real) {
-        if (ScaleAtEnd && job.w.one_scale) v *= scale_at((up ? job.up : job.w.data) + job.w.scales_at, job.w.scale, row);
+        if (ScaleAtEnd && job.w.one_scale)
+            v *= scale_at((up ? job.up : job.w.data) + job.w.scales_at, job.w.scale, row);
         const float *bias = up ? job.up_bias : job.bias;
         if (bias) v += bias[row];
     }

@@ -1,10 +1,10 @@
-/* Matrix times 1 … 8 vectors in f32: float weights, which stream as they are (the fast path of f16, bf16 and f32 models),
- * and every quantized format, dequantized exactly in registers (verification, and what has no integer form).
+/* Matrix times 1 … 8 vectors in f32: float weights, which stream as they are (the fast path of f16, bf16 and f32
+ * models), and every quantized format, dequantized exactly in registers (verification, and what has no integer form).
  *
- * Float weights: a lane loads 16 bytes (f32: 32) of each of R rows, one step ahead; R = 4 where rows are many: 8 loads of
- * 16 bytes under way a lane, 16 warps a multiprocessor: 64 KB, over three times what an H100 needs (gemv.cu). Vectors
- * come from the first-level cache, 32 bytes for 16·R of weights. Products of quantized weights are limited by the
- * conversions, not by memory; that is accepted, as nothing that is timed goes there but strided128. */
+ * Float weights: a lane loads 16 bytes (f32: 32) of each of R rows, one step ahead; R = 4 where rows are many: 8 loads
+ * of 16 bytes under way a lane, 16 warps a multiprocessor: 64 KB, over three times what an H100 needs (gemv.cu).
+ * Vectors come from the first-level cache, 32 bytes for 16·R of weights. Products of quantized weights are limited by
+ * the conversions, not by memory; that is accepted, as nothing that is timed goes there but strided128. */
 #include "gemv.cuh"
 
 enum form { FORM_F32, FORM_F16, FORM_BF16, FORM_INT4, FORM_INT8, FORM_STRIDED, FORM_BOOK };
@@ -29,12 +29,14 @@ template <int R> struct lane_rows {
 };
 
 template <int R>
-__device__ __forceinline__ void find_rows(struct lane_rows<R> &l, const struct gemv_job &job, const struct gemv_warp &p, int pass)
+__device__ __forceinline__ void find_rows(struct lane_rows<R> &l, const struct gemv_job &job, const struct gemv_warp &p,
+                                          int pass)
 {
 #pragma unroll
     for (int r = 0; r < R; r++) {
         l.row[r] = gemv_row(job, p, pass, r);
-        l.q[r] = reinterpret_cast<const uint4 *>(gemv_data(job, p.pair, r) + job.w.codes_at + size_t(l.row[r]) * job.w.row_bytes);
+        l.q[r] = reinterpret_cast<const uint4 *>(gemv_data(job, p.pair, r) + job.w.codes_at +
+                                                 size_t(l.row[r]) * job.w.row_bytes);
     }
     l.parts = unsigned(job.w.row_bytes / 16);
 }
@@ -47,7 +49,8 @@ __device__ __forceinline__ void load_unit(struct raw_unit<F, R> &k, const struct
     for (int r = 0; r < R; r++)
 #pragma unroll
         for (int i = 0; i < N; i++) /* an f32 row may end in the middle of a unit */
-            k.q[r][i] = F != FORM_F32 || unsigned(u * N + i) < l.parts ? __ldcs(l.q[r] + u * N + i) : make_uint4(0, 0, 0, 0);
+            k.q[r][i] =
+                F != FORM_F32 || unsigned(u * N + i) < l.parts ? __ldcs(l.q[r] + u * N + i) : make_uint4(0, 0, 0, 0);
 }
 
 /* Eight columns of a float row from their words. */
@@ -179,17 +182,22 @@ __global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 || !form_traits<F
     gemv_quantize_out<T>(a, job, p, tile);
 }
 
-template <enum form F> static void gemv_f32_of(const struct cuda_env *env, struct gemv_args *a, int n_jobs, cudaStream_t s)
+template <enum form F>
+static void gemv_f32_of(const struct cuda_env *env, struct gemv_args *a, int n_jobs, cudaStream_t s)
 {
     using traits = form_traits<F>;
     int rows, units = (a->n_in + traits::columns - 1) / traits::columns;
-    constexpr bool wide = F == FORM_F16 || F == FORM_BF16;
-    const unsigned blocks = gemv_divide(env, a, n_jobs, units, wide && a->n_tok == 1, &rows);
+    constexpr int Wide = F == FORM_F16 || F == FORM_BF16 ? 4 : 2;
+    const unsigned blocks = gemv_divide(env, a, n_jobs, units, Wide == 4 && a->n_tok == 1, &rows);
     const size_t smem = a->norm ? size_t(a->n_in + 7) / 8 * 32 : 0;
-    auto go = [&](void (*kernel)(struct gemv_args)) { launch("gemv_f32", kernel, dim3(blocks), dim3(GEMV_THREADS), smem, s, *a); };
+    auto go = [&](void (*kernel)(struct gemv_args)) {
+        launch("gemv_f32", kernel, dim3(blocks), dim3(GEMV_THREADS), smem, s, *a);
+    };
     if constexpr (traits::is_float) {
-        if (a->n_tok == 1 && a->norm) return go(rows == 4 ? gemv_f32_kernel<F, wide ? 4 : 2, 1, true> : gemv_f32_kernel<F, 2, 1, true>);
-        if (a->n_tok == 1) return go(rows == 4 ? gemv_f32_kernel<F, wide ? 4 : 2, 1, false> : gemv_f32_kernel<F, 2, 1, false>);
+        if (a->n_tok == 1 && a->norm)
+            return go(rows == 4 ? gemv_f32_kernel<F, Wide, 1, true> : gemv_f32_kernel<F, 2, 1, true>);
+        if (a->n_tok == 1)
+            return go(rows == 4 ? gemv_f32_kernel<F, Wide, 1, false> : gemv_f32_kernel<F, 2, 1, false>);
         if (a->n_tok == 2) return go(gemv_f32_kernel<F, 2, 2, false>);
     } else {
         if (a->n_tok == 1) return go(gemv_f32_kernel<F, 2, 1, false>);

@@ -28,8 +28,8 @@ struct cuda_acts acts_at(void *mem, int64_t n_tok, int64_t n_in)
     return {q, reinterpret_cast<int2 *>(q + round_up(n_tok * n * 32, 256)), n};
 }
 
-/* Kernels by rows have the row in x, whose number is not limited, and pieces of the row in y; threads of a block: as many
- * as a short row has pieces, so that few are idle. */
+/* Kernels by rows have the row in x, whose number is not limited, and pieces of the row in y; threads of a block: as
+ * many as a short row has pieces, so that few are idle. */
 static dim3 row_block(int64_t pieces) { return dim3(unsigned(pieces < 256 ? round_up(pieces, 32) : 256)); }
 static dim3 row_grid(int64_t rows, int64_t pieces, dim3 block)
 {
@@ -55,7 +55,8 @@ void quantize_acts(const struct cuda_acts *a, const float *x, int64_t n_tok, int
 
 __device__ __forceinline__ unsigned pair_bits(float a, float b, enum cuda_float t)
 {
-    if (t == CUF_F16) return __half_as_ushort(__float2half_rn(a)) | unsigned(__half_as_ushort(__float2half_rn(b))) << 16;
+    if (t == CUF_F16)
+        return __half_as_ushort(__float2half_rn(a)) | unsigned(__half_as_ushort(__float2half_rn(b))) << 16;
     return __bfloat16_as_ushort(__float2bfloat16_rn(a)) | unsigned(__bfloat16_as_ushort(__float2bfloat16_rn(b))) << 16;
 }
 /* dst: 16-byte aligned */
@@ -66,8 +67,8 @@ __device__ __forceinline__ void store8(void *dst, enum cuda_float t, const float
         to[0] = make_float4(v[0], v[1], v[2], v[3]);
         to[1] = make_float4(v[4], v[5], v[6], v[7]);
     } else {
-        *static_cast<uint4 *>(dst) = make_uint4(pair_bits(v[0], v[1], t), pair_bits(v[2], v[3], t), pair_bits(v[4], v[5], t),
-                                                pair_bits(v[6], v[7], t));
+        *static_cast<uint4 *>(dst) = make_uint4(pair_bits(v[0], v[1], t), pair_bits(v[2], v[3], t),
+                                                pair_bits(v[4], v[5], t), pair_bits(v[6], v[7], t));
     }
 }
 __host__ __device__ __forceinline__ size_t float_bytes(enum cuda_float t) { return t == CUF_F32 ? 4 : 2; }
@@ -89,7 +90,8 @@ __global__ void __launch_bounds__(256)
 
 template <enum cuda_kind Kind>
 __global__ void __launch_bounds__(256)
-    dequant_kernel(void *dst, enum cuda_float type, int64_t ld, const GRID_CONSTANT struct cuda_weight w, const int32_t *rows, int r0)
+    dequant_kernel(void *dst, enum cuda_float type, int64_t ld, const GRID_CONSTANT struct cuda_weight w,
+                   const int32_t *rows, int r0)
 {
     SHARED_ARRAY(float, book, [16]);
     if (Kind == CUW_BOOK) {
@@ -123,12 +125,14 @@ __global__ void __launch_bounds__(256)
     store8(static_cast<uint8_t *>(dst) + (to * ld + k0) * float_bytes(type), type, v);
 }
 
-void dequant_rows(void *dst, enum cuda_float type, int64_t ld, const struct cuda_weight *w, const int32_t *rows, int64_t r0,
-                  int64_t n, cudaStream_t s)
+void dequant_rows(void *dst, enum cuda_float type, int64_t ld, const struct cuda_weight *w, const int32_t *rows,
+                  int64_t r0, int64_t n, cudaStream_t s)
 {
     assert(ld % 8 == 0);
     const dim3 block = row_block(ld / 8);
-    auto go = [&](auto kernel) { launch("dequant", kernel, row_grid(n, ld / 8, block), block, 0, s, dst, type, ld, *w, rows, r0); };
+    auto go = [&](auto kernel) {
+        launch("dequant", kernel, row_grid(n, ld / 8, block), block, 0, s, dst, type, ld, *w, rows, r0);
+    };
     switch (w->kind) {
     case CUW_FLOAT: return go(dequant_kernel<CUW_FLOAT>);
     case CUW_INT4: return go(dequant_kernel<CUW_INT4>);
@@ -153,12 +157,13 @@ __global__ void __launch_bounds__(256) finish_kernel(float *y, const float *bias
     y[i] = v;
 }
 
-static void finish(const struct cuda_job *j, const float *bias, const float *add, const float *up, int64_t n_tok, cudaStream_t s)
+static void finish(const struct cuda_job *j, const float *bias, const float *add, const float *up, int64_t n_tok,
+                   cudaStream_t s)
 {
     const dim3 block = row_block(j->w->n_out);
     if (bias || add || up)
-        launch("finish", finish_kernel, row_grid(n_tok, j->w->n_out, block), block, 0, s, j->y, bias, add, up, j->up_bias,
-               j->w->n_out);
+        launch("finish", finish_kernel, row_grid(n_tok, j->w->n_out, block), block, 0, s, j->y, bias, add, up,
+               j->up_bias, j->w->n_out);
 }
 
 /* ---- the choice */
@@ -171,7 +176,10 @@ static enum path pick(const struct cuda_env *env, enum compute compute, const st
                       enum cuda_float *type)
 {
     const bool ints = compute == COMPUTE_INT8 && w->int8_ok;
-    *type = compute == COMPUTE_F16 ? CUF_F16 : compute == COMPUTE_BF16 ? CUF_BF16 : compute == COMPUTE_INT8 ? w->type : CUF_F32;
+    *type = compute == COMPUTE_F16    ? CUF_F16
+            : compute == COMPUTE_BF16 ? CUF_BF16
+            : compute == COMPUTE_INT8 ? w->type
+                                      : CUF_F32;
     if (n_tok <= GEMV_TOKENS) return ints ? PATH_GEMV_INT8 : PATH_GEMV_F32;
     if (*type == CUF_BF16 && env->sm < 80) *type = CUF_F32; /* no such instruction there */
     const bool data_centre = env->sm == 80 || env->sm == 90 || env->sm == 100 || env->sm == 103;
@@ -233,13 +241,13 @@ static bool same_kernel(const struct cuda_weight *a, const struct cuda_weight *b
 /* The partner can be interleaved: apart from its data and offset it is laid out alike. */
 static bool alike(const struct cuda_weight *a, const struct cuda_weight *b)
 {
-    return a->kind == b->kind && a->type == b->type && a->scale == b->scale && a->n_out == b->n_out && a->n_in == b->n_in &&
-           a->group == b->group && a->n_groups == b->n_groups && a->zeros_at == b->zeros_at && a->bytes == b->bytes &&
-           a->factor == b->factor && !memcmp(a->book, b->book, sizeof a->book);
+    return a->kind == b->kind && a->type == b->type && a->scale == b->scale && a->n_out == b->n_out &&
+           a->n_in == b->n_in && a->group == b->group && a->n_groups == b->n_groups && a->zeros_at == b->zeros_at &&
+           a->bytes == b->bytes && a->factor == b->factor && !memcmp(a->book, b->book, sizeof a->book);
 }
 
-static void gemv_jobs(const struct cuda_env *env, const struct cuda_matmul *m, const struct cuda_job *jobs, int n, enum path p,
-                      const struct cuda_acts *acts, bool out, cudaStream_t s)
+static void gemv_jobs(const struct cuda_env *env, const struct cuda_matmul *m, const struct cuda_job *jobs, int n,
+                      enum path p, const struct cuda_acts *acts, bool out, cudaStream_t s)
 {
     bool done[GEMV_JOBS] = {};
     assert(n <= GEMV_JOBS);
@@ -275,7 +283,8 @@ static void gemv_jobs(const struct cuda_env *env, const struct cuda_matmul *m, c
 /* ---- many tokens */
 
 /* Rows r0 … r0+n−1 of a float weight, or of scratch, as a weight of their own. */
-static struct cuda_weight float_rows(const uint8_t *data, size_t codes_at, int64_t row_bytes, int64_t r0, int64_t n, int64_t n_in)
+static struct cuda_weight float_rows(const uint8_t *data, size_t codes_at, int64_t row_bytes, int64_t r0, int64_t n,
+                                     int64_t n_in)
 {
     struct cuda_weight w = {};
     w.kind = CUW_FLOAT;
@@ -296,7 +305,8 @@ struct many {
     cudaStream_t s;
 };
 
-/* y (n_tok, w->n_out) = x · wᵀ in `type`: rows as they are or a slice at a time through scratch; ours finish as j says. */
+/* y (n_tok, w->n_out) = x · wᵀ in `type`: rows as they are or a slice at a time through scratch; our own kernels
+ * finish as j says. */
 static int float_product(const struct many *c, const struct cuda_weight *w, struct gemm_job j)
 {
     const int64_t n_in = c->m->n_in, size = int64_t(float_bytes(c->type)), ld = padded(n_in);
@@ -308,8 +318,8 @@ static int float_product(const struct many *c, const struct cuda_weight *w, stru
                                          : float_rows(static_cast<const uint8_t *>(c->slice), 0, ld * size, 0, n, n_in);
         if (!direct) dequant_rows(c->slice, c->type, ld, w, nullptr, r0, n, c->s);
         if (c->env->blas) {
-            if (c->env->blas(c->env->blas_ctx, j.y + r0, j.ldy, rows.data, rows.row_bytes / size, c->x, c->ldx, c->type, n,
-                             c->m->n_tok, n_in, j.add == j.y ? 1.0f : 0.0f, c->s))
+            if (c->env->blas(c->env->blas_ctx, j.y + r0, j.ldy, rows.data, rows.row_bytes / size, c->x, c->ldx, c->type,
+                             n, c->m->n_tok, n_in, j.add == j.y ? 1.0f : 0.0f, c->s))
                 return -1;
             continue;
         }
@@ -348,7 +358,8 @@ static int float_job(const struct many *c, const struct cuda_job *job)
             u.ldy = n_out;
             if (float_product(c, job->up, u)) return -1;
         }
-        finish(job, job->bias, job->add == job->y ? nullptr : job->add, job->up ? job->up_y : nullptr, c->m->n_tok, c->s);
+        finish(job, job->bias, job->add == job->y ? nullptr : job->add, job->up ? job->up_y : nullptr, c->m->n_tok,
+               c->s);
     } else if (job->up) {
         j.bias = job->up_bias;
         j.swiglu = true;
@@ -358,7 +369,8 @@ static int float_job(const struct many *c, const struct cuda_job *job)
 }
 
 /* Integer tiles: all jobs of a kind in one launch, then the partners, which need the gates. */
-static void int8_jobs(const struct cuda_matmul *m, const struct cuda_job *jobs, int n, const struct cuda_acts *acts, cudaStream_t s)
+static void int8_jobs(const struct cuda_matmul *m, const struct cuda_job *jobs, int n, const struct cuda_acts *acts,
+                      cudaStream_t s)
 {
     for (int partner = 0; partner < 2; partner++)
         for (int kind = CUW_INT4; kind <= CUW_BOOK; kind++) {
@@ -424,7 +436,8 @@ int cuda_matmul(const struct cuda_env *env, const struct cuda_matmul *m, cudaStr
     /* the one result is wanted quantized: in the kernel, if its blocks of 32 rows fill the device */
     const bool few = m->n_tok <= GEMV_TOKENS;
     const bool out_inside = m->out && few && !n_apart && m->jobs[0].w->n_out >= 32 * int64_t(env->n_sm);
-    for (int p = PATH_GEMV_INT8; p <= PATH_GEMV_F32; p++) gemv_jobs(env, m, of[p], n_of[p], static_cast<enum path>(p), &acts, out_inside, s);
+    for (int p = PATH_GEMV_INT8; p <= PATH_GEMV_F32; p++)
+        gemv_jobs(env, m, of[p], n_of[p], static_cast<enum path>(p), &acts, out_inside, s);
     int8_jobs(m, of[PATH_GEMM_INT8], n_of[PATH_GEMM_INT8], &acts, s);
 
     struct many c = {env, m, CUF_F32, m->x, m->n_in, nullptr, s};
@@ -438,8 +451,8 @@ int cuda_matmul(const struct cuda_env *env, const struct cuda_matmul *m, cudaStr
         if (i == 0 || type[i] != c.type) {
             c.type = type[i];
             const dim3 block = row_block(ldx / 8);
-            launch("convert", convert_kernel, row_grid(m->n_tok, ldx / 8, block), block, 0, s, static_cast<void *>(mem), c.type,
-                   ldx, m->x, m->n_in);
+            launch("convert", convert_kernel, row_grid(m->n_tok, ldx / 8, block), block, 0, s, static_cast<void *>(mem),
+                   c.type, ldx, m->x, m->n_in);
         }
         if (float_job(&c, &of[PATH_HALF][i])) return -1;
     }

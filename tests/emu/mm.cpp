@@ -57,7 +57,8 @@ filled::filled(const char *name, int64_t n_out, int64_t n_in, enum dtype dtype, 
         }
     if (how == EXACT && f.kind == CODE_BOOK) {
         if (f.double_quant) {
-            for (int64_t i = 0; i < (format_blocks(&f, n_out, n_in) + 255) / 256; i++) static_cast<float *>(b.nested_absmax)[i] = 1;
+            for (int64_t i = 0; i < (format_blocks(&f, n_out, n_in) + 255) / 256; i++)
+                static_cast<float *>(b.nested_absmax)[i] = 1;
             for (int i = 0; i < 256; i++) b.nested_map[i] = std::ldexp(1.0f, -i % 3) - 0.5f;
             b.w.nested_offset = 0.5f;
         } else {
@@ -137,7 +138,8 @@ static int integer(const filled &w, int64_t r, int64_t k, double *scale)
     int64_t groups = format_groups(&q.fmt, q.n_in), g = q.fmt.group ? k / q.fmt.group : 0, at = r * groups + g;
     const uint32_t *codes = static_cast<const uint32_t *>(q.codes) + r * format_words(&q.fmt, q.n_in);
     int u = int(codes[k / per] >> bits * (k % per) & ((1u << bits) - 1)), z = off;
-    if (q.zero) z = int(static_cast<const uint32_t *>(q.zero)[r / per * groups + g] >> bits * (r % per) & ((1u << bits) - 1));
+    if (q.zero)
+        z = int(static_cast<const uint32_t *>(q.zero)[r / per * groups + g] >> bits * (r % per) & ((1u << bits) - 1));
     *scale = q.scale_dtype == DT_F32 ? double(static_cast<const float *>(q.scale)[at])
              : q.scale_dtype == DT_F16 ? double(f16_to_f32(static_cast<const uint16_t *>(q.scale)[at]))
                                        : double(bf16_to_f32(static_cast<const uint16_t *>(q.scale)[at]));
@@ -158,7 +160,8 @@ struct sums int8_product(const filled &w, const std::vector<float> &x, int64_t n
             for (int64_t c = 0; c < n; c++) {
                 int sum = 0;
                 double scale = 0;
-                for (int64_t k = c * 32; k < c * 32 + 32 && k < n_in; k++) sum += integer(w, r, k, &scale) * q[size_t(k)];
+                for (int64_t k = c * 32; k < c * 32 + 32 && k < n_in; k++)
+                    sum += integer(w, r, k, &scale) * q[size_t(k)];
                 y += sum * scale * double(s[size_t(c)]);
                 m += std::fabs(sum * scale * double(s[size_t(c)]));
             }
@@ -190,11 +193,11 @@ void check_acts(const device_acts &d, const std::vector<float> &x, const char *w
             float scale;
             memcpy(&scale, &meta->x, 4);
             bool same = std::isnan(s[size_t(c)]) ? std::isnan(scale) : scale == s[size_t(c)];
-            CHECK(same && meta->y == neg[size_t(c)], "%s: token %d, chunk %d: scale %g, sum %d, not %g, %d", what, int(t), int(c),
-                  double(scale), meta->y, double(s[size_t(c)]), neg[size_t(c)]);
+            CHECK(same && meta->y == neg[size_t(c)], "%s: token %d, chunk %d: scale %g, sum %d, not %g, %d", what,
+                  int(t), int(c), double(scale), meta->y, double(s[size_t(c)]), neg[size_t(c)]);
             for (int k = 0; k < 32; k++)
-                CHECK(q[k / 4 % 2 * 16 + k / 8 * 4 + k % 4] == want[size_t(c * 32 + k)], "%s: token %d, column %d", what, int(t),
-                      int(c * 32 + k));
+                CHECK(q[k / 4 % 2 * 16 + k / 8 * 4 + k % 4] == want[size_t(c * 32 + k)], "%s: token %d, column %d",
+                      what, int(t), int(c * 32 + k));
         }
     }
 }
@@ -221,14 +224,15 @@ std::vector<double> plus_bias(std::vector<double> y, const std::vector<float> &b
     return y;
 }
 
-void compare(const std::vector<float> &got, const std::vector<double> &want, const std::vector<double> &magnitude, double eps,
-             const char *what)
+void compare(const std::vector<float> &got, const std::vector<double> &want, const std::vector<double> &magnitude,
+             double eps, const char *what)
 {
     CHECK(got.size() == want.size(), "%s: %zu results", what, got.size());
     for (size_t i = 0; i < got.size(); i++) {
         double err = std::fabs(double(got[i]) - want[i]), tol = eps * magnitude[i] + 1e-6 * std::fabs(want[i]) + 1e-30;
         if (std::isfinite(got[i]) && err <= tol) continue;
-        CHECK(false, "%s: element %zu of %zu is %.9g, not %.9g (at most %.3g off)", what, i, got.size(), double(got[i]), want[i], tol);
+        CHECK(false, "%s: element %zu of %zu is %.9g, not %.9g (at most %.3g off)", what, i, got.size(), double(got[i]),
+              want[i], tol);
         return;
     }
 }

@@ -1,5 +1,5 @@
-/* What the tests of matrix products share: random weights of every format on the emulated device, their results by plain
- * loops and by cpu_ref, and the bounds that rounding alone explains. */
+/* What the tests of matrix products share: random weights of every format on the emulated device, their results by
+ * plain loops and by cpu_ref, and the bounds that rounding alone explains. */
 #ifndef EMU_MM_H
 #define EMU_MM_H
 
@@ -32,7 +32,8 @@ struct filled {
     struct qbuffer b;
     struct cuda_weight d;
     enum fill { RANDOM, EXTREME, EXACT } how;
-    /* EXACT: scales are powers of two and books' integers their values, so that integer products can be compared exactly. */
+    /* EXACT: scales are powers of two and books' integers their values, so that integer products can be compared
+     * exactly. */
     filled(const char *format, int64_t n_out, int64_t n_in, enum dtype dtype, fill how = RANDOM);
     ~filled();
     filled(const filled &) = delete;
@@ -61,8 +62,8 @@ struct cuda_env env(int sm, int n_sm = 2);
 std::vector<float> random_floats(int64_t n);
 std::vector<double> plus_bias(std::vector<double> y, const std::vector<float> &bias);
 /* Every got finite (unless want is not) and |got − want| ≤ eps·(n_in + 8)·magnitude + tiny. */
-void compare(const std::vector<float> &got, const std::vector<double> &want, const std::vector<double> &magnitude, double eps,
-             const char *what);
+void compare(const std::vector<float> &got, const std::vector<double> &want, const std::vector<double> &magnitude,
+             double eps, const char *what);
 
 } // namespace mm
 

@@ -1,5 +1,5 @@
-/* Products of more than 8 tokens: integer tiles exactly, f16, bf16 and f32 tiles within what rounding explains, the choice
- * between them, slices through scratch, and cuBLAS's place taken by a plain function. */
+/* Products of more than 8 tokens: integer tiles exactly, f16, bf16 and f32 tiles within what rounding explains, the
+ * choice between them, slices through scratch, and cuBLAS's place taken by a plain function. */
 #include "mm.h"
 
 using namespace mm;
@@ -43,7 +43,8 @@ static std::vector<float> integers(int64_t n_tok, int64_t n_in)
     for (int64_t t = 0; t < n_tok; t++)
         for (int64_t k0 = 0; k0 < n_in; k0 += 32) {
             const float s = std::ldexp(1.0f, -check::pick(0, 2));
-            for (int64_t k = k0; k < k0 + 32 && k < n_in; k++) x.push_back(s * float(k == k0 ? -127 : check::pick(-127, 127)));
+            for (int64_t k = k0; k < k0 + 32 && k < n_in; k++)
+                x.push_back(s * float(k == k0 ? -127 : check::pick(-127, 127)));
         }
     return x;
 }
@@ -69,8 +70,9 @@ static void one_int8(const char *format, enum dtype dtype, int n_out, int n_in, 
 
 EMU_TEST(gemm_int8)
 {
-    static const char *const formats[] = {"int8-row",  "int8-g64",      "int4-row", "int4-row-sym", "int4-g32", "int4-g64-sym",
-                                          "int4-g128", "int4-g256-sym", "int4-g96", "nf4",          "nf4-dq",   "fp4", "nf4-g128"};
+    static const char *const formats[] = {"int8-row",     "int8-g64",  "int4-row",      "int4-row-sym", "int4-g32",
+                                          "int4-g64-sym", "int4-g128", "int4-g256-sym", "int4-g96",     "nf4",
+                                          "nf4-dq",       "fp4",       "nf4-g128"};
     static const enum dtype dtypes[] = {DT_F16, DT_BF16, DT_F32};
     static const struct { int n_out, n_in; } shapes[] = {{1, 1}, {70, 33}, {64, 128}, {33, 300}};
     int i = int(check::seed());
@@ -90,7 +92,8 @@ static void one_float(const char *format, enum dtype dtype, int n_out, int n_in,
                       enum cuda_float type, int sm, filled::fill how = filled::RANDOM)
 {
     filled w(format, n_out, n_in, dtype, how);
-    const auto x = activations(n_tok, n_in, false), bias = mm::random_floats(n_out), add = mm::random_floats(n_out * n_tok);
+    const auto x = activations(n_tok, n_in, false), bias = mm::random_floats(n_out),
+               add = mm::random_floats(n_out * n_tok);
     struct sums want = product(w, x, n_tok, type);
     struct extras with;
     with.bias = &bias;
@@ -101,7 +104,8 @@ static void one_float(const char *format, enum dtype dtype, int n_out, int n_in,
         want.magnitude[i] += std::fabs(double(bias[i % bias.size()])) + std::fabs(double(add[i]));
     }
     char what[96];
-    snprintf(what, sizeof what, "%s %dx%d, %d tokens, compute %s on sm_%d", format, n_out, n_in, n_tok, compute_name(compute), sm);
+    snprintf(what, sizeof what, "%s %dx%d, %d tokens, compute %s on sm_%d", format, n_out, n_in, n_tok,
+             compute_name(compute), sm);
     SHAPE("%s %dx%d·%d", format, n_out, n_in, n_tok);
     compare(run(env(sm), w, x, n_tok, compute, with), want.y, want.magnitude, eps32 * (n_in + 8), what);
 }
@@ -123,21 +127,22 @@ EMU_TEST(gemm_half)
 
 EMU_TEST(gemm_f32)
 {
-    static const char *const formats[] = {"f32", "f16", "bf16", "int8-row", "int8-row-asym", "int4-g32", "int4-g5-sym", "int4-g128",
-                                          "int4-strided128", "nf4", "nf4-dq", "fp4"};
+    static const char *const formats[] = {"f32",      "f16",         "bf16",      "int8-row",        "int8-row-asym",
+                                          "int4-g32", "int4-g5-sym", "int4-g128", "int4-strided128", "nf4",
+                                          "nf4-dq",   "fp4"};
     static const enum dtype dtypes[] = {DT_F16, DT_BF16, DT_F32};
     int i = int(check::seed());
     for (const char *f : formats) {
         i++;
         if (check::slow() && i % 3) continue;
-        one_float(f, dtypes[i % 3], check::pick(1, 70), check::pick(1, 130), check::pick(9, 70), COMPUTE_F32, CUF_F32, 86,
-                  i % 4 ? filled::RANDOM : filled::EXTREME);
+        one_float(f, dtypes[i % 3], check::pick(1, 70), check::pick(1, 130), check::pick(9, 70), COMPUTE_F32, CUF_F32,
+                  86, i % 4 ? filled::RANDOM : filled::EXTREME);
     }
     one_float("f32", DT_F32, 65, 68, 65, COMPUTE_F32, CUF_F32, 86);
     one_float("f32", DT_F32, 64, 16, 64, COMPUTE_INT8, CUF_F32, 86); /* f32 weights stay f32 */
 }
 
-/* Weights larger than the scratch for dequantized rows go through it in slices, with bias and residual in their places. */
+/* Weights larger than the scratch for dequantized rows go through it in slices, with bias and residual in place. */
 EMU_TEST(gemm_slices)
 {
     const int n_in = 32, n_out = (4 << 20) / (32 * 4) + 100;
@@ -151,17 +156,20 @@ static double silu_of(double g) { return g / (1 + std::exp(-g)); }
 
 static int blas_calls;
 /* What the backend gives where cuBLAS is found. */
-static int plain_blas(void *ctx, float *y, int64_t ldy, const void *w, int64_t ldw, const void *x, int64_t ldx, enum cuda_float type,
-                      int64_t n_out, int64_t n_tok, int64_t n_in, float beta, cudaStream_t s)
+static int plain_blas(void *ctx, float *y, int64_t ldy, const void *w, int64_t ldw, const void *x, int64_t ldx,
+                      enum cuda_float type, int64_t n_out, int64_t n_tok, int64_t n_in, float beta, cudaStream_t s)
 {
     if (ctx) return -1;
     blas_calls++;
     const size_t size = type == CUF_F32 ? 4 : 2;
     std::vector<uint8_t> hw(size_t((n_out - 1) * ldw + n_in) * size), hx(size_t((n_tok - 1) * ldx + n_in) * size);
     std::vector<float> hy(size_t((n_tok - 1) * ldy + n_out));
-    auto copy = [](void *to, const void *from, size_t n, cudaMemcpyKind kind) { return cudaMemcpy(to, from, n, kind) != cudaSuccess; };
+    auto copy = [](void *to, const void *from, size_t n, cudaMemcpyKind kind) {
+        return cudaMemcpy(to, from, n, kind) != cudaSuccess;
+    };
     if (cudaStreamSynchronize(s) || copy(hw.data(), w, hw.size(), cudaMemcpyDeviceToHost) ||
-        copy(hx.data(), x, hx.size(), cudaMemcpyDeviceToHost) || copy(hy.data(), y, hy.size() * 4, cudaMemcpyDeviceToHost))
+        copy(hx.data(), x, hx.size(), cudaMemcpyDeviceToHost) ||
+        copy(hy.data(), y, hy.size() * 4, cudaMemcpyDeviceToHost))
         return -1;
     auto at = [&](const std::vector<uint8_t> &v, int64_t i) {
         float f;
@@ -180,7 +188,8 @@ static int plain_blas(void *ctx, float *y, int64_t ldy, const void *w, int64_t l
     return copy(y, hy.data(), hy.size() * 4, cudaMemcpyHostToDevice) ? -1 : 0;
 }
 
-static void swiglu_of(const char *gate, const char *up, enum compute compute, enum cuda_float type, int n_tok, bool blas)
+static void swiglu_of(const char *gate, const char *up, enum compute compute, enum cuda_float type, int n_tok,
+                      bool blas)
 {
     const int n_out = 70, n_in = 96;
     struct cuda_env e = env(blas ? 90 : 86);
@@ -242,7 +251,8 @@ EMU_TEST(gemm_jobs)
 {
     const int n_in = 96, n_tok = 19, n_out[] = {70, 65, 8};
     const struct cuda_env e = env(86);
-    filled w0("int4-g32", n_out[0], n_in, DT_F16), w1("int4-g64-sym", n_out[1], n_in, DT_F16), w2("f16", n_out[2], n_in, DT_F16);
+    filled w0("int4-g32", n_out[0], n_in, DT_F16), w1("int4-g64-sym", n_out[1], n_in, DT_F16),
+        w2("f16", n_out[2], n_in, DT_F16);
     const filled *w[] = {&w0, &w1, &w2};
     const auto x = activations(n_tok, n_in, false);
     dev<float> dx(x), y0(70 * 19), y1(65 * 19), y2(8 * 19);
@@ -278,7 +288,8 @@ EMU_TEST(gemm_blas)
         struct cuda_env e = env(sm);
         e.blas = plain_blas;
         filled w("int4-g32", n_out, n_in, DT_F16);
-        const auto x = activations(n_tok, n_in, false), bias = mm::random_floats(n_out), add = mm::random_floats(n_out * n_tok);
+        const auto x = activations(n_tok, n_in, false), bias = mm::random_floats(n_out),
+                   add = mm::random_floats(n_out * n_tok);
         struct extras with;
         with.bias = &bias;
         with.add = &add;

@@ -41,14 +41,16 @@ static void one_exact(const char *format, enum dtype dtype, struct shape s, int 
     char what[96];
     snprintf(what, sizeof what, "%s %s %dx%d, %d tokens", format, dtype_traits(dtype)->name, s.n_out, s.n_in, n_tok);
     SHAPE("%s %dx%d·%d", format, s.n_out, s.n_in, n_tok);
-    compare(run(env(86), w, x, n_tok, COMPUTE_F32, &bias), plus_bias(want.y, bias), want.magnitude, eps32 * (s.n_in + 8), what);
+    compare(run(env(86), w, x, n_tok, COMPUTE_F32, &bias), plus_bias(want.y, bias), want.magnitude,
+            eps32 * (s.n_in + 8), what);
 }
 
 EMU_TEST(gemv_f32)
 {
-    static const char *const formats[] = {"f32",     "f16",        "bf16",       "int8-row",    "int8-g64",  "int8-row-asym",
-                                          "int4-row", "int4-g32",  "int4-g64-sym", "int4-g128", "int4-g24", "int4-g5-sym",
-                                          "int4-strided128", "nf4", "nf4-dq",    "fp4",         "nf4-g128"};
+    static const char *const formats[] = {
+        "f32",      "f16",          "bf16",      "int8-row", "int8-g64",    "int8-row-asym",   "int4-row",
+        "int4-g32", "int4-g64-sym", "int4-g128", "int4-g24", "int4-g5-sym", "int4-strided128", "nf4",
+        "nf4-dq",   "fp4",          "nf4-g128"};
     static const struct shape shapes[] = {{1, 1}, {5, 33}, {9, 200}, {17, 416}, {33, 1100}};
     static const enum dtype dtypes[] = {DT_F16, DT_BF16, DT_F32};
     int i = int(check::seed());
@@ -58,15 +60,17 @@ EMU_TEST(gemv_f32)
                 i++;
                 continue;
             }
-            one_exact(f, dtypes[i % 3], s, i % 4 == 0 ? 1 : check::pick(2, 8), i % 5 ? filled::RANDOM : filled::EXTREME);
+            one_exact(f, dtypes[i % 3], s, i % 4 == 0 ? 1 : check::pick(2, 8),
+                      i % 5 ? filled::RANDOM : filled::EXTREME);
             i++;
         }
     }
     for (int t = 1; t <= 8; t++) one_exact("f16", DT_F16, {11, 136}, t, filled::RANDOM);
 }
 
-static const char *const int8_formats[] = {"int8-row",  "int8-g64",      "int4-row", "int4-row-sym", "int4-g32", "int4-g64-sym",
-                                           "int4-g128", "int4-g256-sym", "int4-g96", "nf4",          "nf4-dq",   "fp4", "nf4-g128"};
+static const char *const int8_formats[] = {"int8-row",     "int8-g64",  "int4-row",      "int4-row-sym", "int4-g32",
+                                           "int4-g64-sym", "int4-g128", "int4-g256-sym", "int4-g96",     "nf4",
+                                           "nf4-dq",       "fp4",       "nf4-g128"};
 
 static bool book(const char *format) { return format[0] == 'n' || format[1] == 'p'; }
 
@@ -77,7 +81,8 @@ static std::vector<float> integers(int64_t n_tok, int64_t n_in)
     for (int64_t t = 0; t < n_tok; t++)
         for (int64_t k0 = 0; k0 < n_in; k0 += 32) {
             const float s = std::ldexp(1.0f, -check::pick(0, 2));
-            for (int64_t k = k0; k < k0 + 32 && k < n_in; k++) x.push_back(s * float(k == k0 ? 127 : check::pick(-127, 127)));
+            for (int64_t k = k0; k < k0 + 32 && k < n_in; k++)
+                x.push_back(s * float(k == k0 ? 127 : check::pick(-127, 127)));
         }
     return x;
 }
@@ -183,11 +188,41 @@ EMU_TEST(gemv_jobs)
     jobs_of("int4-g64", "int4-strided128", "int4-g64", COMPUTE_F32, 3);
 }
 
+/* More jobs than a launch takes. */
+EMU_TEST(gemv_many_jobs)
+{
+    enum { N = 6 };
+    const int n_in = 96, n_out = 20;
+    const struct cuda_env e = env(86);
+    filled w("int4-g32", n_out, n_in, DT_F16);
+    const auto x = activations(1, n_in, false);
+    const auto want = run(e, w, x, 1, COMPUTE_INT8);
+    dev<float> dx(x), y(N * n_out);
+    dev<uint8_t> scratch(matmul_scratch(&e, COMPUTE_INT8, 1, n_in));
+    struct cuda_job j[N] = {};
+    for (int i = 0; i < N; i++) {
+        j[i].w = &w.d;
+        j[i].y = y.p + i * n_out;
+    }
+    struct cuda_matmul m = {};
+    m.jobs = j;
+    m.n_jobs = N;
+    m.x = dx.p;
+    m.n_tok = 1;
+    m.n_in = n_in;
+    m.compute = COMPUTE_INT8;
+    m.scratch = scratch.p;
+    CHECK(cuda_matmul(&e, &m, nullptr) == 0, "cuda_matmul");
+    const auto got = y.get();
+    for (size_t i = 0; i < got.size(); i++)
+        CHECK(got[i] == want[i % n_out], "job %d, row %d", int(i / n_out), int(i % n_out));
+}
+
 static double silu_of(double g) { return g / (1 + std::exp(-g)); }
 
 /* SwiGLU, its result quantized for the next product, and the normalization before. */
-static void swiglu_of(const char *gate, const char *up, enum compute compute, int n_tok, int n_out, int n_in, bool norm, int n_sm,
-                      bool biases)
+static void swiglu_of(const char *gate, const char *up, enum compute compute, int n_tok, int n_out, int n_in, bool norm,
+                      int n_sm, bool biases)
 {
     const struct cuda_env e = env(86, n_sm);
     filled g(gate, n_out, n_in, DT_F16), u(up, n_out, n_in, DT_F16);
@@ -213,7 +248,7 @@ static void swiglu_of(const char *gate, const char *up, enum compute compute, in
     m.n_in = n_in;
     m.compute = compute;
     m.norm = norm ? dn.p : nullptr;
-    m.eps = 1e-5f;
+    m.eps = 0.25f;
     m.out = &out.a;
     m.scratch = scratch.p;
     CHECK(!norm || matmul_fuses_norm(&e, &m), "%s: the normalization is part of the kernel", gate);
@@ -221,7 +256,7 @@ static void swiglu_of(const char *gate, const char *up, enum compute compute, in
     if (norm) {
         double sum = 0;
         for (float v : x) sum += double(v) * double(v);
-        const double scale = 1 / std::sqrt(sum / n_in + 1e-5);
+        const double scale = 1 / std::sqrt(sum / n_in + 0.25);
         for (int k = 0; k < n_in; k++) x[size_t(k)] = float(double(x[size_t(k)]) * scale * double(nw[size_t(k)]));
     }
     const bool ints = compute == COMPUTE_INT8 && g.d.int8_ok;
@@ -229,14 +264,16 @@ static void swiglu_of(const char *gate, const char *up, enum compute compute, in
     const struct sums b = ints && u.d.int8_ok ? int8_product(u, x, n_tok) : product(u, x, n_tok);
     std::vector<double> want, tol;
     for (size_t i = 0; i < a.y.size(); i++) {
-        const double gv = a.y[i] + (biases ? double(bg[i % bg.size()]) : 0), uv = b.y[i] + (biases ? double(bu[i % bu.size()]) : 0);
+        const double gv = a.y[i] + (biases ? double(bg[i % bg.size()]) : 0),
+                     uv = b.y[i] + (biases ? double(bu[i % bu.size()]) : 0);
         /* a value next to the middle of two integers may be quantized the other way after its own normalization */
         const double slack = (norm && ints ? 2e-3 : eps32 * (n_in + 8)) * (a.magnitude[i] + b.magnitude[i] + 1);
         want.push_back(silu_of(gv) * uv);
         tol.push_back(slack * (1.2 * std::fabs(uv) + std::fabs(gv) + slack) + 1e-6 * std::fabs(want.back()));
     }
     char what[96];
-    snprintf(what, sizeof what, "swiglu of %s, %s %dx%d, %d tokens%s", gate, up, n_out, n_in, n_tok, norm ? ", normalized" : "");
+    snprintf(what, sizeof what, "swiglu of %s, %s %dx%d, %d tokens%s", gate, up, n_out, n_in, n_tok,
+             norm ? ", normalized" : "");
     const auto got = y.get();
     compare(got, want, tol, 1, what);
     check_acts(out, got, what);
@@ -257,8 +294,8 @@ EMU_TEST(gemv_swiglu)
     swiglu_of("nf4-dq", "nf4-dq", COMPUTE_F32, 2, 40, 96, false, 1, false);
 }
 
-/* Normalized in the kernel: exactly what quantizing the kernel's own normalization gives cannot be seen from outside, so
- * values are chosen that normalize exactly: all of one magnitude, norm weights powers of two. */
+/* Normalized in the kernel: exactly what quantizing the kernel's own normalization gives cannot be seen from outside,
+ * so values are chosen that normalize exactly: all of one magnitude, norm weights powers of two. */
 EMU_TEST(gemv_norm_exact)
 {
     const int n_in = 160, n_out = 520; /* several passes a block */
@@ -335,13 +372,15 @@ EMU_TEST(gemv_given_acts)
     x[n_in + 5] = NAN;
     const auto bad = run(e, w, x, n_tok, COMPUTE_INT8);
     for (int r = 0; r < n_out; r++)
-        CHECK(std::isnan(bad[size_t(n_out + r)]) && bad[size_t(r)] == want[size_t(r)], "row %d of a token with a NaN", r);
+        CHECK(std::isnan(bad[size_t(n_out + r)]) && bad[size_t(r)] == want[size_t(r)], "row %d of a token with a NaN",
+              r);
 }
 
 EMU_TEST(dequant)
 {
-    for (const char *f : {"f32", "f16", "bf16", "int8-row", "int8-row-asym", "int8-g64", "int4-row", "int4-g32", "int4-g24", "int4-g5-sym",
-                          "int4-g128-sym", "int4-strided128", "nf4", "nf4-dq", "fp4", "nf4-g128"})
+    for (const char *f :
+         {"f32", "f16", "bf16", "int8-row", "int8-row-asym", "int8-g64", "int4-row", "int4-g32", "int4-g24",
+          "int4-g5-sym", "int4-g128-sym", "int4-strided128", "nf4", "nf4-dq", "fp4", "nf4-g128"})
         for (int n_in : {1, 40, 133, 321})
             for (enum dtype dt : {DT_F16, DT_BF16, DT_F32}) {
                 const int n_out = 7, ld = (n_in + 7) / 8 * 8 + 8;
@@ -359,7 +398,8 @@ EMU_TEST(dequant)
                 int bad = 0;
                 for (int k = 0; k < ld; k++) {
                     auto at = [&](int r) { return k < n_in ? rows[size_t(r * n_in + k)] : 0.0f; };
-                    for (size_t i = 0; i < ids.size(); i++) bad += f32_bits(got[i * size_t(ld) + size_t(k)]) != f32_bits(at(ids[i]));
+                    for (size_t i = 0; i < ids.size(); i++)
+                        bad += f32_bits(got[i * size_t(ld) + size_t(k)]) != f32_bits(at(ids[i]));
                     for (int i = 0; i < 3; i++) bad += f32_bits(got_part[size_t(i * ld + k)]) != f32_bits(at(4 + i));
                     for (int i = 0; i < n_out; i++)
                         bad += got_half[size_t(i * ld + k)] != (dt == DT_BF16 ? f32_to_bf16(at(i)) : f32_to_f16(at(i)));
