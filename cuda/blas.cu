@@ -6,6 +6,7 @@ extern "C" {
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <dlfcn.h>
 
 /* Of cublas_api.h as NVIDIA documents it, the same from 11 to 13. */
@@ -26,6 +27,8 @@ struct blas {
 struct blas *blas_open(void)
 {
     static const char *const names[] = {"libcublas.so.13", "libcublas.so.12", "libcublas.so.11", "libcublas.so"};
+    const char *wanted = getenv("QLAB_CUDA_BLAS");
+    if (wanted && !strcmp(wanted, "0")) return NULL;
     void *library = NULL;
     for (const char *n : names)
         if (!library) library = dlopen(n, RTLD_LAZY | RTLD_LOCAL);
@@ -45,7 +48,11 @@ struct blas *blas_open(void)
             blas_close(b);
             return NULL;
         }
-    return b;
+    if (b->create(&b->handle)) b->handle = NULL;
+    if (b->handle && cudaMalloc(&b->workspace, workspace_bytes) == cudaSuccess) return b;
+    cudaGetLastError(); /* it is no launch's */
+    blas_close(b);
+    return NULL;
 }
 
 void blas_close(struct blas *b)
@@ -66,10 +73,6 @@ static int failed(struct blas *b, const char *call, int status)
 static int start(struct blas *b, cudaStream_t s)
 {
     int rc;
-    if (!b->handle) {
-        if ((rc = b->create(&b->handle))) return failed(b, "cublasCreate", rc);
-        if ((rc = int(cudaMalloc(&b->workspace, workspace_bytes)))) return failed(b, "cuBLAS's workspace", rc);
-    }
     if ((rc = b->set_stream(b->handle, s))) return failed(b, "cublasSetStream", rc);
     /* a change of stream takes it away */
     if ((rc = b->set_workspace(b->handle, b->workspace, workspace_bytes))) return failed(b, "cublasSetWorkspace", rc);

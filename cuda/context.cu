@@ -1,5 +1,6 @@
 #include "context.h"
 
+#include "blas.h"
 #include "device.cuh"
 #include "launch.h"
 #include "nvml.h"
@@ -86,6 +87,10 @@ static int set_up(struct cuda_ctx *c, struct err *e)
         (rc = cudaEventCreate(&c->begin)) != cudaSuccess || (rc = cudaEventCreate(&c->end)) != cudaSuccess)
         return err_set(e, "%s: %s", c->who, cudaGetErrorString(rc));
     if (probe(c, e)) return -1;
+    if (c->compute != COMPUTE_F32 && (c->blas = blas_open())) {
+        c->env.blas = blas_product;
+        c->env.blas_ctx = c->blas;
+    }
     long long after = nvml_used_bytes(c->nvml);
     if (before >= 0 && after > before) c->context_bytes = size_t(after - before);
     return 0;
@@ -115,6 +120,7 @@ void context_close(struct cuda_ctx *c)
         if (c->staging[i]) cudaFreeHost(c->staging[i]);
         if (c->staged[i]) cudaEventDestroy(c->staged[i]);
     }
+    blas_close(c->blas);
     if (c->begin) cudaEventDestroy(c->begin);
     if (c->end) cudaEventDestroy(c->end);
     if (c->stream) cudaStreamDestroy(c->stream);
@@ -128,7 +134,8 @@ void context_close(struct cuda_ctx *c)
 
 void cuda_must(const struct cuda_ctx *c, cudaError_t rc, const char *what)
 {
-    if (rc != cudaSuccess) die("%s: %s: %s", c->who, what, cudaGetErrorString(rc));
+    struct err e;
+    if (rc != cudaSuccess && launch_failed(rc, &e)) die("%s: %s: %s", c->who, what, e.msg);
 }
 
 void context_check(struct cuda_ctx *c)
@@ -239,11 +246,7 @@ void context_upload(struct cuda_ctx *c, void *dst, const void *src, size_t bytes
 
 void context_download(struct cuda_ctx *c, void *dst, const void *src, size_t bytes)
 {
-    if (bytes) {
-        cudaError_t rc = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, c->stream);
-        struct err e;
-        if (rc != cudaSuccess && launch_failed(rc, &e)) die("%s: copying from it: %s", c->who, e.msg);
-    }
+    if (bytes) cuda_must(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, c->stream), "copying from it");
     context_sync(c);
 }
 

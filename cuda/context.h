@@ -28,6 +28,7 @@ struct cuda_ctx {
     char who[32]; /* "device cuda:0", for messages */
     enum compute compute;
     struct cuda_env env;
+    struct blas *blas; /* NULL: our own products only */
     struct nvml *nvml;
     char name[128], driver[64];
     cudaStream_t stream;
@@ -74,7 +75,7 @@ void context_download(struct cuda_ctx *c, void *dst, const void *src, size_t byt
 /* End the process with one line if launches since the last call failed; context_sync waits for the device first. */
 void context_check(struct cuda_ctx *c);
 void context_sync(struct cuda_ctx *c);
-/* End the process with "WHO: WHAT: reason" unless rc is success. */
+/* End the process with "WHO: WHAT: reason" unless rc is success; the reason names the newest kernel, which may be it. */
 void cuda_must(const struct cuda_ctx *c, cudaError_t rc, const char *what);
 
 /* Bytes per second of copies on the device, reads and writes both counted. */

@@ -7,9 +7,9 @@ BATS := $(sort $(wildcard tests/pipeline/*.bats)) $(sort $(wildcard tests/cli/*.
 
 .PHONY: check check-unit check-cli lint fuzz
 # CHECK="tests/cli/qload.bats build/tests/test_json" runs just these.
-check: all tests $(if $(CHECK),$(filter $(EMU_BIN),$(CHECK)),$(EMU_BIN))
+check: all tests $(if $(CHECK),$(filter $(EMU_BIN),$(CHECK)),$(EMU_BIN)) $(if $(or $(filter $(EMU_BATS),$(CHECK)),$(if $(CHECK),,1)),$(EMU_TOOLS))
 	@B='$(abspath $(B))' SAN='$(SAN)' CHECK_JOBS='$(CHECK_JOBS)' CHECK_TIMEOUT='$(CHECK_TIMEOUT)' \
-	    tests/run-checks $(or $(CHECK),$(BATS) $(UNIT_BIN) $(EMU_BIN) $(EMU_SASS))
+	    tests/run-checks $(or $(CHECK),$(BATS) $(EMU_BATS) $(UNIT_BIN) $(EMU_BIN) $(EMU_SASS))
 check-unit: tests
 	@$(MAKE) --no-print-directory check CHECK='$(UNIT_BIN)'
 check-cli: all tests

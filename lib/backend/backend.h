@@ -78,7 +78,7 @@ struct rope_attention {
 };
 
 /* A decode step as the backend may record it: body(ctx) calls the ops of one forward pass of one row, embed of `token`
- * first, score of one row last, and moves kv->n. The same key promises the same calls with the same pointers; a backend
+ * first, argmax last, and moves kv->n. The same key promises the same calls with the same pointers; a backend
  * that frees memory forgets what it has recorded. */
 struct step {
     struct kv_cache *kv;

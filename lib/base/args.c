@@ -78,7 +78,7 @@ static _Noreturn void print_help(const struct tool *t, const struct opt *common)
     printf("      --help                  this text\n      --version               version and results version\n");
     if (t->details) printf("\n%s", t->details);
     printf("\nOne JSON record goes to stdout, everything else to stderr. "
-           "Exit: 0 done, 1 failed, 2 usage, 130 interrupted.\n%s", version_build_note());
+           "Exit: 0 done, 1 failed, 2 usage, 130 interrupted.\n");
     exit(fflush(stdout) || ferror(stdout));
 }
 
@@ -193,7 +193,7 @@ char **args_parse(struct tool *t, int argc, char **argv, int *n)
     for (int c; (c = getopt_long(argc, argv, letters, longs, NULL)) != -1;) {
         if (c == 1) print_help(t, common);
         if (c == 2) {
-            printf("%s %s (results %d)\n", t->name, QLAB_VERSION, t->results_version);
+            printf("%s %s (results %d)\n%s\n", t->name, QLAB_VERSION, t->results_version, version_build_note());
             exit(fflush(stdout) || ferror(stdout));
         }
         if (c == '?') {

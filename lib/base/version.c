@@ -10,8 +10,8 @@ const char *version_git(void) { return QLAB_GIT; }
 const char *version_build_note(void)
 {
 #ifdef QLAB_CUDA
-    return "";
+    return "built with CUDA";
 #else
-    return "Built without CUDA.\n";
+    return "built without CUDA";
 #endif
 }

@@ -355,7 +355,7 @@ EOF
     for v in cuda: cuda:x cuda:-1 cuda:1x gpu; do refused 2 "--device $v: unknown" "$T/llama-tied" --device "$v"; done
     refused 1 "cuda:99" "$T/llama-tied" --device cuda:99
     run "$B/bin/qload" --version
-    [[ "$output" =~ ^"qload 0.1.0 (results "[0-9]+")"$ ]]
+    [[ "$output" =~ ^"qload 0.1.0 (results "[0-9]+")"$'\n'"built with"(out)?" CUDA"$ ]]
     run "$B/bin/qload" --help
     [ "$status" = 0 ] && [[ "$output" == *"--max-shard-bytes"*"[5000000000]"* ]]
 }

@@ -15,15 +15,25 @@ EMU_FLAGS_plain := -O2
 EMU_FLAGS_asan := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 EMU_FLAGS_tsan := -O1 -fsanitize=thread
 
+# The tools, and what tests need beside them, on the emulated device: tools.bats.
+EMU_TOOLS := $(if $(EMU_HAVE),$(TOOLS:%=$(EMU)/bin/%) $(EMU)/bin/mkmodel $(EMU)/bin/schema_check)
+EMU_WHOLE = $(patsubst %,$(EMU)/plain/%.o,$(CUDA_SRC) $(filter tests/emu/engine/%,$(EMU_PARTS))) $(EMU)/libq.a
+emu_tool = mkdir -p $(@D); $(EMU_CXX) $(EMU_FLAGS_plain) -o $@ $^ $(filter-out -lcudart_static,$(LDLIBS)) -pthread
+$(EMU)/bin/%: $(B)/tools/%.o $(EMU_WHOLE)
+	$(call say,LD)$(emu_tool)
+$(EMU)/bin/%: $(B)/tests/tools/%.o $(EMU_WHOLE)
+	$(call say,LD)$(emu_tool)
+EMU_BATS := $(if $(EMU_HAVE),tests/emu/tools.bats)
+
 # What the compiled kernels consist of; says so where there is no nvcc or cuobjdump.
 EMU_SASS := $(if $(SAN),,tests/emu/sass)
 
 .PHONY: check-emu check-sass
 check-sass: all
 	@B='$(abspath $(B))' SHOW=1 tests/run-checks $(EMU_SASS)
-check-emu: $(EMU_BIN) $(EMU)/libq.a
+check-emu: $(EMU_BIN) $(EMU_TOOLS)
 	@$(if $(EMU_HAVE),,echo 'check-emu: no C++ compiler ($(EMU_CXX)): nothing was run'; exit 1)
-	@B='$(abspath $(B))' SHOW=1 CHECK_JOBS='$(CHECK_JOBS)' CHECK_TIMEOUT='$(CHECK_TIMEOUT)' tests/run-checks $(EMU_BIN)
+	@B='$(abspath $(B))' SHOW=1 CHECK_JOBS='$(CHECK_JOBS)' CHECK_TIMEOUT='$(CHECK_TIMEOUT)' tests/run-checks $(EMU_BATS) $(EMU_BIN)
 
 define emu_build
 $(EMU)/$(1)/%.o: % $(EMU)/flags.stamp | $(B)/deps-tests.stamp
@@ -49,7 +59,7 @@ $(EMU)/flags.stamp: FORCE
 	$(call put,printf '%s\n' '$(EMU_CXX) $(EMU_FLAGS) $(foreach b,$(EMU_BUILDS),$(EMU_FLAGS_$(b)))'; $(EMU_CXX) --version | head -n 1)
 
 # The same tests for a GPU: all but those of the emulation itself. tests/gpu/run runs them.
-GPU_BIN := $(if $(WITH_CUDA),$(patsubst tests/emu/%.cpp,$(B)/gpu/%,$(filter-out %/test_engine.cpp %/test_runtime.cpp,$(EMU_SRC))))
+GPU_BIN := $(if $(WITH_CUDA),$(patsubst tests/emu/%.cpp,$(B)/gpu/%,$(filter-out %/test_engine.cpp %/test_runtime.cpp %/test_failures.cpp,$(EMU_SRC))))
 .PHONY: gpu-tests
 gpu-tests: all $(GPU_BIN) $(TEST_TOOL_BIN)
 $(B)/gpu/%.o: tests/emu/%.cpp $(B)/cuda.stamp

@@ -1,0 +1,118 @@
+#!/usr/bin/env bats
+# The tools with --device cuda on the emulated device (README.md): a tiny model's perplexity and answers are the CPU's, and
+# everything that can be wrong with a device ends in one line.
+
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    cd "$BATS_TEST_DIRNAME/../.." || exit 1
+    export E=$PWD/build/emu/bin T=$BATS_FILE_TMPDIR QLAB_CUDA_BLAS=0
+    "$E/mkmodel" -q bigram "$T/f16"
+    local f
+    for f in int8-row int4-g64 nf4; do "$E/qquant" -q "$T/f16" -f "$f" -o "$T/$f" >/dev/null; done
+}
+
+setup() { cd "$BATS_TEST_DIRNAME/../.." || exit 1; }
+
+nll() { # FORMAT DEVICE COMPUTE
+    "$E/qppl" "$T/$1" --text data/sample.txt --ctx 64 --max-windows 1 -q --device "$2" --compute "$3" | jq .results.nll
+}
+
+bench() { # FORMAT ARGS…
+    local m=$1
+    shift
+    "$E/qbench" "$T/$m" -q --prompt 'ab' --gen 4 --warmup 0 "$@"
+}
+
+# refused MESSAGE COMMAND…: exit 1, nothing on stdout, one line on stderr that has the message
+refused() {
+    local message=$1
+    shift
+    run --separate-stderr "$@"
+    [ "$status" = 1 ] || { echo "status $status: $stderr"; false; }
+    [ -z "$output" ]
+    [[ "$stderr" == *"$message"* ]] || { echo "$stderr"; false; }
+    [ "$(wc -l <<<"$stderr")" = 1 ] || { echo "$stderr"; false; }
+}
+
+@test "perplexity: exact compute is the CPU's, int8 near it" {
+    local f cpu cuda
+    for f in f16 int8-row int4-g64 nf4; do
+        cpu=$(nll $f cpu f32) cuda=$(nll $f cuda f32)
+        jq -en "($cuda / $cpu - 1) | fabs < 1e-6" >/dev/null || { echo "$f, f32: $cuda, not $cpu"; false; }
+        cpu=$(nll $f cpu int8) cuda=$(nll $f cuda int8)
+        jq -en "($cuda / $cpu - 1) | fabs < 3e-3" >/dev/null || { echo "$f, int8: $cuda, not $cpu"; false; }
+    done
+}
+
+@test "a prompt's answer is the CPU's, by recorded steps and op by op" {
+    local f want
+    for f in f16 int4-g64; do
+        want=$(bench $f --trials 1 | jq -c .results.generated)
+        bench $f --trials 2 --device cuda | jq -e ".results.generated == $want" >/dev/null || { echo "$f: recorded"; false; }
+        QLAB_CUDA_GRAPH=0 bench $f --trials 1 --device cuda | jq -e ".results.generated == $want" >/dev/null || { echo "$f"; false; }
+    done
+}
+
+@test "qbench's record of a device: its name, memory, kernels" {
+    bench int4-g64 --trials 1 --device cuda --kernels >"$T/r.json"
+    "$E/schema_check" docs/schema/qbench.json "$T/r.json"
+    jq -e '.host.gpu == "emulated GPU" and .results.compute == "int8" and .results.bandwidth.read_from == "copy"' "$T/r.json"
+    jq -e '.results.memory | (.device_peak_bytes / .predicted_bytes - 1) | fabs < 0.02' "$T/r.json"
+    jq -e '[.results.kernels[] | select(.phase == "decode") | .op] | sort ==
+        ["argmax", "embed", "gate_up", "matmul_add", "norm_matmul", "rmsnorm", "rope_attention"]' "$T/r.json"
+}
+
+@test "qload plans the memory of a device" {
+    "$E/qload" "$T/int4-g64" -q --plan-memory --ctx 100 --device cuda >"$T/p.json"
+    # 2 layers, 112 tokens (a multiple of 16), 2 heads of 64, K and V, f16
+    jq -e '.results.memory | .kv_bytes == 2 * 112 * 2 * 64 * 2 * 2 and
+        .predicted_bytes == .weights_bytes + .kv_bytes + .scratch_bytes + .context_bytes' "$T/p.json"
+}
+
+@test "qsens runs on a device" {
+    local cpu=$T/cpu.json cuda=$T/cuda.json
+    "$E/qsens" "$T/f16" -f int4-g64 --text data/calibration.txt --chars 40 -q >"$cpu"
+    "$E/qsens" "$T/f16" -f int4-g64 --text data/calibration.txt --chars 40 -q --device cuda >"$cuda"
+    jq -es '[.[].results.tensors] | transpose | length == 14 and all(.[0].name == .[1].name and (.[1].nmse / .[0].nmse - 1 | fabs) < 1e-3)' \
+        "$cpu" "$cuda"
+}
+
+@test "no device, no driver, an old one, a number too high, a feature missing" {
+    refused 'there is no NVIDIA device (cpu works)' env EMU_DEVICES=0 "$E/qppl" "$T/f16" --text data/sample.txt -q --device cuda
+    refused 'no NVIDIA driver is installed' env EMU_DRIVER=0 "$E/qbench" "$T/f16" -q --device cuda
+    refused 'the NVIDIA driver is too old: it knows CUDA 11.4' env EMU_DRIVER=11040 "$E/qbench" "$T/f16" -q --device cuda
+    refused 'device cuda:3: there is no such device' "$E/qbench" "$T/f16" -q --device cuda:3
+    refused 'compute capability 6.1, without' env EMU_CAPABILITY=61 "$E/qbench" "$T/f16" -q --device cuda
+    EMU_DEVICES=0 "$E/qbench" "$T/f16" -q --trials 1 --warmup 0 --gen 2 >/dev/null # cpu works
+}
+
+@test "out of memory at load says what is missing and what would fit; in the middle, what was wanted" {
+    refused 'MiB are missing; ' env EMU_MEMORY=1000000 "$E/qbench" "$T/int4-g64" -q --device cuda
+    [[ $stderr == *'bits a parameter would fit)'* ]]
+    refused 'KV cache of ' env EMU_MEMORY=2000000 "$E/qbench" "$T/int4-g64" -q --device cuda --prompt-tokens 1000
+    [[ $stderr == *'tokens would fit'* ]]
+    refused 'out of memory' env EMU_FAIL_ALLOC=45 "$E/qbench" "$T/int4-g64" -q --device cuda --gen 2
+    refused 'pinned memory' env EMU_FAIL_HOST_ALLOC=1 "$E/qbench" "$T/int4-g64" -q --device cuda
+}
+
+@test "a launch that fails is told with kernel and shape, and nothing half-written is left" {
+    refused 'device cuda:0: kernel ' env EMU_FAIL_LAUNCH=40 "$E/qppl" "$T/f16" --text data/sample.txt --ctx 64 --max-windows 1 -q \
+        --device cuda --nll "$T/out.nll"
+    [[ $stderr == *'(grid '*', block '*'bytes of shared memory): '* ]]
+    refused 'at or before kernel ' env EMU_FAIL_RUN=40 "$E/qppl" "$T/f16" --text data/sample.txt --ctx 64 --max-windows 1 -q \
+        --device cuda --nll "$T/out.nll"
+    refused 'recording a decode step' env EMU_FAIL_CAPTURE=1 "$E/qbench" "$T/f16" -q --prompt-tokens 2 --device cuda
+    [ -z "$(compgen -G "$T/out.nll*")" ]
+}
+
+@test "interrupted on the device: 130, and nothing half-written is left" {
+    "$E/qppl" "$T/f16" --text data/sample.txt -q --device cuda --nll "$T/int.nll" >"$T/int.json" 3>&- &
+    local pid=$!
+    sleep 1.5
+    kill -INT $pid
+    local rc=0
+    wait $pid || rc=$?
+    [ "$rc" = 130 ]
+    [ ! -s "$T/int.json" ] && [ -z "$(compgen -G "$T/int.nll*")" ]
+}
