@@ -2,7 +2,7 @@
  * (m16n8k16, sums in f32) where there is no cuBLAS.
  *
  * A block has BM tokens × BN rows of the weight, a warp WM × WN of them; a step takes 64 bytes of each row of
- * activations: 64 columns of int8 or 32 of 16 bits. Three stages of cp.async; tiles in shared memory are rows of 64
+ * activations: 64 columns of int8 or 32 of 16 bits. Three stages of cp.async (five in small tiles); tiles in shared memory are rows of 64
  * bytes (packed codes of 4 bits: 32) whose 16-byte parts are permuted so that ldmatrix has no bank conflicts. Packed
  * codes are unpacked in registers, after ldmatrix: word t of a chunk is what lane t of four needs of both halves of a
  * 32-column step.
@@ -23,13 +23,15 @@
 #include "grid_constant.cuh"
 
 enum gemm_mode { MODE_INT4, MODE_BOOK, MODE_INT8, MODE_F16, MODE_BF16 };
-enum { STAGES = 3, STEP = 64 };
+enum { STEP = 64 };
 constexpr int magic_bits = 0x4b400000;    /* 1.5·2²³ */
 constexpr float magic = 12582912.0f;
 
 template <enum gemm_mode Mode, int BM, int BN> struct stage {
     static constexpr bool ints = Mode <= MODE_INT8, nibbles = Mode <= MODE_BOOK;
     static constexpr int b_row = nibbles ? 32 : 64;
+    /* at once; blocks of small tiles are few, so that each must have more under way */
+    static constexpr int count = BM == 128 ? 3 : 5;
     __align__(16) int8_t a[BM * STEP];
     __align__(16) int8_t b[BN * b_row];
     __align__(16) int2 meta[ints ? BM : 1][2];
@@ -157,13 +159,13 @@ __device__ __forceinline__ void load_b(uint32_t (&b)[NT][2], const struct stage<
     }
 }
 
-/* Grid: x token tiles, y row tiles of all jobs. Dynamic shared memory: STAGES stages. */
+/* Grid: x token tiles, y row tiles of all jobs. Dynamic shared memory: the stages. */
 template <enum gemm_mode Mode, int BM, int BN, int WM, int WN>
 __global__ void __launch_bounds__((BM / WM) * (BN / WN) * 32, BM == 128 ? 2 : 4)
     gemm_kernel(const GRID_CONSTANT struct gemm_args a)
 {
     using S = struct stage<Mode, BM, BN>;
-    constexpr int MT = WM / 16, NT = WN / 8, Threads = (BM / WM) * (BN / WN) * 32;
+    constexpr int MT = WM / 16, NT = WN / 8, Threads = (BM / WM) * (BN / WN) * 32, STAGES = S::count;
     DYN_SHARED(S, st);
     int which;
     const unsigned first = gemm_job_of(a, blockIdx.y, &which);
@@ -266,9 +268,9 @@ template <enum gemm_mode Mode, int BM, int WM>
 static void gemm_go(const char *name, struct gemm_args *a, cudaStream_t s)
 {
     constexpr int BN = 64, WN = 32, Threads = (BM / WM) * (BN / WN) * 32;
+    using S = struct stage<Mode, BM, BN>;
     const dim3 grid(unsigned((a->n_tok + BM - 1) / BM), gemm_divide(a, BN));
-    launch(name, gemm_kernel<Mode, BM, BN, WM, WN>, grid, dim3(Threads), STAGES * sizeof(struct stage<Mode, BM, BN>), s,
-           *a);
+    launch(name, gemm_kernel<Mode, BM, BN, WM, WN>, grid, dim3(Threads), S::count * sizeof(S), s, *a);
 }
 template <enum gemm_mode Mode> static void gemm_of(const char *name, struct gemm_args *a, cudaStream_t s)
 {

@@ -58,7 +58,7 @@ struct device_acts {
 /* They must be, bit for bit, what the CPU's int8_plain makes of x. */
 void check_acts(const device_acts &a, const std::vector<float> &x, const char *what);
 
-struct cuda_env env(int sm, int n_sm = 2);
+struct cuda_env env(int sm, int n_sm = 2); /* n_sm 1: tiles from 32 rows on (matmul.cu: pick) */
 std::vector<float> random_floats(int64_t n);
 std::vector<double> plus_bias(std::vector<double> y, const std::vector<float> &bias);
 /* Every got finite (unless want is not) and |got − want| ≤ eps·(n_in + 8)·magnitude + tiny. */

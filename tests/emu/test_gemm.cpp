@@ -56,7 +56,7 @@ static void one_int8(const char *format, enum dtype dtype, int n_out, int n_in, 
     const bool exact = how == filled::EXACT;
     const auto x = exact ? integers(n_tok, n_in) : activations(n_tok, n_in, how == filled::EXTREME);
     const struct sums want = int8_product(w, x, n_tok);
-    const auto got = run(env(86), w, x, n_tok, COMPUTE_INT8);
+    const auto got = run(env(86, 1), w, x, n_tok, COMPUTE_INT8);
     char what[96];
     snprintf(what, sizeof what, "%s %s %dx%d, %d tokens", format, dtype_traits(dtype)->name, n_out, n_in, n_tok);
     SHAPE("%s %dx%d·%d", format, n_out, n_in, n_tok);
@@ -74,7 +74,7 @@ EMU_TEST(gemm_int8)
                                           "int4-g64-sym", "int4-g128", "int4-g256-sym", "int4-g96",     "nf4",
                                           "nf4-dq",       "fp4",       "nf4-g128"};
     static const enum dtype dtypes[] = {DT_F16, DT_BF16, DT_F32};
-    static const struct { int n_out, n_in; } shapes[] = {{1, 1}, {70, 33}, {64, 128}, {33, 300}};
+    static const struct { int n_out, n_in; } shapes[] = {{1, 1}, {70, 33}, {64, 128}, {33, 420}};
     int i = int(check::seed());
     for (const char *f : formats)
         for (const auto &s : shapes) {
@@ -189,10 +189,10 @@ static int plain_blas(void *ctx, float *y, int64_t ldy, const void *w, int64_t l
 }
 
 static void swiglu_of(const char *gate, const char *up, enum compute compute, enum cuda_float type, int n_tok,
-                      bool blas)
+                      bool blas, int n_sm = 2)
 {
     const int n_out = 70, n_in = 96;
-    struct cuda_env e = env(blas ? 90 : 86);
+    struct cuda_env e = env(blas ? 90 : 86, n_sm);
     if (blas) e.blas = plain_blas;
     filled g(gate, n_out, n_in, DT_F16), u(up, n_out, n_in, DT_F16);
     const auto x = activations(n_tok, n_in, false), bg = mm::random_floats(n_out), bu = mm::random_floats(n_out);
@@ -239,6 +239,7 @@ static void swiglu_of(const char *gate, const char *up, enum compute compute, en
 EMU_TEST(gemm_swiglu)
 {
     swiglu_of("int4-g32", "int4-g32", COMPUTE_INT8, CUF_F32, 20, false);
+    swiglu_of("int4-g32", "int4-g32", COMPUTE_INT8, CUF_F32, 14, false, 3); /* four tokens at a time */
     swiglu_of("int4-g32", "int8-row", COMPUTE_INT8, CUF_F32, 12, false);
     swiglu_of("int8-row", "f16", COMPUTE_INT8, CUF_F16, 12, false); /* joined at the end */
     swiglu_of("f16", "f16", COMPUTE_F16, CUF_F16, 10, false);
