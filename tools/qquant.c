@@ -7,6 +7,7 @@
 #include "quantize/export.h"
 #include "quantize/folder.h"
 
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -102,6 +103,9 @@ int main(int argc, char **argv)
     struct checkpoint c;
     struct recipe r;
     struct folder f;
+    /* The codes of one tensor take the memory of an earlier one, instead of new pages that have to be cleared. */
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 512 << 20);
     char **model = args_parse(&tool, argc, argv, &n);
     if (n != 1) die_usage("one MODEL was expected");
     if (!o.format == !o.recipe) die_usage("one of -f FORMAT and -r RECIPE.json was expected");

@@ -1,5 +1,6 @@
 #include "base/file.h"
 
+#include "base/hash.h"
 #include "base/mem.h"
 
 #include <dirent.h>
@@ -365,9 +366,35 @@ static int inside_unfinished(const char *path)
     return 0;
 }
 
+/* While a large file goes to the disk its digest is taken, for the cache: whoever wrote it is asked for it next. */
+static void *digest(void *ctx)
+{
+    char hex[65];
+    struct err e;
+    sha256_file(ctx, hex, NULL, &e);
+    return NULL;
+}
+
+static int sync_file(const struct file_out *o)
+{
+    enum { LARGE = 16 << 20 };
+    pthread_t t;
+    struct stat st;
+    if (fflush(o->f) || ferror(o->f) || fstat(fileno(o->f), &st)) return -1;
+    sigset_t all, old; /* signals go to the main thread */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    bool hash = st.st_size >= LARGE && sha256_cached() && !pthread_create(&t, NULL, digest, o->tmp);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    int rc = fsync(fileno(o->f)), err = errno;
+    if (hash) pthread_join(t, NULL);
+    errno = err;
+    return rc;
+}
+
 int file_out_close(struct file_out *o, struct err *e)
 {
-    int bad = fflush(o->f) || ferror(o->f) || fsync(fileno(o->f));
+    int bad = sync_file(o);
     if (bad) err_sys(e, "%s: cannot write", o->path);
     if (fclose(o->f) && !bad) bad = 1, err_sys(e, "%s: cannot write", o->path);
     o->f = NULL;

@@ -42,6 +42,14 @@ static char *cache_path(void)
     return h && *h == '/' ? mem_printf("%s/.cache/qlab/digests", h) : NULL;
 }
 
+bool sha256_cached(void)
+{
+    char *path = cache_path();
+    bool kept = path != NULL;
+    free(path);
+    return kept;
+}
+
 static void key_of(const struct stat *st, char *key, size_t n)
 {
     snprintf(key, n, "%llx:%llx:%lld:%lld.%09ld", (unsigned long long)st->st_dev, (unsigned long long)st->st_ino,

@@ -19,11 +19,13 @@ struct chooser {
     choose_book_fn *book_block;
     bool recode; /* with double quantization: codes are chosen again for the restored absmax */
 };
-int choose_run(const struct chooser *c, const struct quant_job *job, struct qbuffer *dst, struct err *e);
+/* stats may be NULL */
+int choose_run(const struct chooser *c, const struct quant_job *job, struct qbuffer *dst, struct quant_stats *stats,
+               struct err *e);
 
 extern const struct chooser rtn_chooser;
-int rtn_run(const struct quant_job *job, struct qbuffer *dst, struct err *e);
-int mse_run(const struct quant_job *job, struct qbuffer *dst, struct err *e);
+int rtn_run(const struct quant_job *job, struct qbuffer *dst, struct quant_stats *stats, struct err *e);
+int mse_run(const struct quant_job *job, struct qbuffer *dst, struct quant_stats *stats, struct err *e);
 
 /* rtn.c: pieces mse.c starts from. Codes of a group for a given scale and zero point, as the library rounds them. */
 void rtn_codes(enum dtype dtype, const float *x, int64_t n, float s, int z, int lo, int hi, int8_t *q);

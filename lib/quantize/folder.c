@@ -2,12 +2,13 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/par.h"
 #include "base/wide.h"
+#include "quantize/writequeue.h"
 #include "views/convert.h"
 
 #include <math.h>
-#include <pthread.h>
-#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -126,66 +127,15 @@ void folder_free(struct folder *f)
 
 /* ---- writing ---- */
 
-/* One tensor's bytes on their way to the file. */
-struct pending {
-    bool busy, threaded;
-    pthread_t thread;
-    struct st_writer *w;
-    struct qbuffer b;
-    const struct tensor *src; /* not NULL: it is what is written */
-    int rc;
-    struct err e;
-};
-
 struct run {
     struct folder *f;
     void (*on_bytes)(void *ctx, int64_t done, int64_t total);
     void *ctx;
     int64_t total;
-    struct pending pending;
+    struct write_queue queue;
 };
 
-/* Waits for the bytes that are on their way to the file. */
-static int flush(struct run *x, struct err *e)
-{
-    struct pending *p = &x->pending;
-    if (!p->busy) return 0;
-    if (p->threaded) pthread_join(p->thread, NULL);
-    p->busy = false;
-    if (p->rc) *e = p->e;
-    return p->rc;
-}
-
-static void *write_pending(void *ctx)
-{
-    struct pending *p = ctx;
-    if (p->src) {
-        p->rc = st_writer_append(p->w, p->src->data, p->src->n_bytes, &p->e);
-        checkpoint_drop(p->src);
-    } else {
-        p->rc = container_append(p->w, &p->b, &p->e);
-        qbuffer_free(&p->b);
-    }
-    return NULL;
-}
-
-/* Either b, which it takes over, or src, in a thread of its own while the next tensor is quantized. */
-static int write_later(struct run *x, struct st_writer *w, const struct qbuffer *b, const struct tensor *src, struct err *e)
-{
-    struct pending *p = &x->pending;
-    int rc = flush(x, e);
-    *p = (struct pending){.busy = true, .w = w, .src = src};
-    if (b) p->b = *b;
-    sigset_t all, old; /* signals go to the main thread */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    p->threaded = pthread_create(&p->thread, NULL, write_pending, p) == 0;
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (!p->threaded) write_pending(p);
-    return rc;
-}
-
-static int write_entry(struct run *x, struct folder_item *it, struct st_writer *w, struct err *e)
+static int write_entry(struct run *x, struct folder_item *it, struct err *e)
 {
     const struct recipe_entry *en = it->entry;
     struct qweight src;
@@ -195,11 +145,11 @@ static int write_entry(struct run *x, struct folder_item *it, struct st_writer *
     if (method_quantize(en->method, &job, &b, &it->stats, e)) return err_prefix(e, "%s", x->f->src->path);
     qweight_drop(&src);
     x->f->done += src.bytes;
-    return write_later(x, w, &b, NULL, e);
+    return write_queue_codes(&x->queue, &b, e);
 }
 
 /* All exponent bits set anywhere? */
-WIDE static bool any_not_finite(enum dtype t, const void *p, int64_t n)
+WIDE static uint32_t not_finite(enum dtype t, const void *p, int64_t n)
 {
     uint32_t bad = 0;
     if (t == DT_F32)
@@ -211,16 +161,36 @@ WIDE static bool any_not_finite(enum dtype t, const void *p, int64_t n)
     return bad;
 }
 
+struct finite {
+    const struct tensor *t;
+    atomic_bool bad;
+};
+
+static void look_at_rows(void *ctx, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    struct finite *f = ctx;
+    int64_t n = (end - begin) * tensor_row_elems(f->t);
+    if (not_finite(f->t->dtype, tensor_row(f->t, begin), n)) atomic_store(&f->bad, true);
+}
+
+static bool any_not_finite(const struct tensor *t)
+{
+    struct finite f = {.t = t};
+    par_for_dynamic(tensor_rows(t), 256, look_at_rows, &f);
+    return atomic_load(&f.bad);
+}
+
 /* A tensor as it is, or in another float dtype; NaN, Inf and values that do not fit are refused as everywhere. */
 static int write_copy(struct run *x, const struct folder_item *it, struct st_writer *w, struct err *e)
 {
     const struct tensor *t = it->src;
     int64_t rows = tensor_rows(t), cols = tensor_row_elems(t), step = CHUNK / 4 / (cols ? cols : 1);
-    if (t->dtype == it->dtype && !t->permuted_heads && !any_not_finite(t->dtype, t->data, tensor_elems(t))) {
+    if (t->dtype == it->dtype && !t->permuted_heads && !any_not_finite(t)) {
         x->f->done += (int64_t)t->n_bytes;
-        return write_later(x, w, NULL, t, e);
+        return write_queue_tensor(&x->queue, t, e);
     }
-    if (flush(x, e)) return -1;
+    if (write_queue_flush(&x->queue, e)) return -1;
     if (step < 1) step = 1;
     if (step > rows) step = rows;
     float *v = mem_array((size_t)(step * cols), 4), *back = mem_array((size_t)(step * cols), 4);
@@ -247,6 +217,15 @@ static int write_copy(struct run *x, const struct folder_item *it, struct st_wri
     return rc;
 }
 
+/* As much as the largest tensor takes, which goes to the file while the next ones are quantized. */
+static int64_t waiting_bytes(const struct checkpoint *c)
+{
+    int64_t most = 32 << 20;
+    for (size_t i = 0; i < c->n_tensors; i++)
+        if ((int64_t)c->tensors[i].n_bytes > most) most = (int64_t)c->tensors[i].n_bytes;
+    return most;
+}
+
 static int write_shard(void *ctx, size_t file, const char *path, json_t *names, struct err *e)
 {
     struct run *x = ctx;
@@ -265,12 +244,13 @@ static int write_shard(void *ctx, size_t file, const char *path, json_t *names, 
     int rc = st_writer_open(&w, path, decl, n_decl, e);
     free(decl);
     if (rc) return rc;
+    write_queue_begin(&x->queue, &w, waiting_bytes(x->f->src));
     for (size_t i = 0; i < n && rc == 0; i++) {
-        rc = it[i].entry ? write_entry(x, &it[i], &w, e) : write_copy(x, &it[i], &w, e);
+        rc = it[i].entry ? write_entry(x, &it[i], e) : write_copy(x, &it[i], &w, e);
         if (rc == 0 && x->on_bytes) x->on_bytes(x->ctx, x->f->done, x->total);
     }
     struct err late;
-    if (flush(x, &late) && rc == 0) rc = -1, *e = late;
+    if (write_queue_end(&x->queue, &late) && rc == 0) rc = -1, *e = late;
     if (rc) {
         st_writer_abort(&w);
         return -1;

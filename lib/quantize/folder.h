@@ -1,5 +1,5 @@
 /* A float checkpoint written again as a quantized Hugging Face folder: first planned (names, shapes, bytes), then
- * written tensor by tensor, so that no more than one tensor and its codes are in memory. */
+ * written tensor by tensor: in memory are the codes of the one at work and of those that wait for the disk. */
 #ifndef QLAB_QUANTIZE_FOLDER_H
 #define QLAB_QUANTIZE_FOLDER_H
 

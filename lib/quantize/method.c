@@ -4,6 +4,7 @@
 #include "base/par.h"
 #include "quantize/choose.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,9 +27,85 @@ const struct method *method_find(const char *name)
     return NULL;
 }
 
+/* ---- damage ---- */
+
+struct sums {
+    double xx, yy, xy, dd, max;
+};
+
+struct measure {
+    const struct qweight *a, *b;
+    struct sums *part; /* by chunk of rows: the total does not depend on the threads */
+};
+enum { CHUNK = 16 };
+
+/* Four lanes of sums, each over every fourth column, the first one also over what is left. */
+typedef double vdouble __attribute__((vector_size(32)));
+typedef float vfloat __attribute__((vector_size(16)));
+typedef int64_t vlong __attribute__((vector_size(32)));
+
+WIDE static void add_row(struct sums *s, const float *x, const float *y, int64_t n)
+{
+    vdouble xx = {0}, yy = {0}, xy = {0}, dd = {0}, max = {0};
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        vfloat fx, fy;
+        memcpy(&fx, x + i, sizeof fx);
+        memcpy(&fy, y + i, sizeof fy);
+        vdouble a = __builtin_convertvector(fx, vdouble), b = __builtin_convertvector(fy, vdouble), d = a - b;
+        xx += a * a, yy += b * b, xy += a * b, dd += d * d;
+        d = (vdouble)((vlong)d & INT64_MAX);
+        vlong more = d > max;
+        max = (vdouble)((more & (vlong)d) | (~more & (vlong)max));
+    }
+    for (; i < n; i++) {
+        double a = x[i], b = y[i], d = a - b;
+        xx[0] += a * a, yy[0] += b * b, xy[0] += a * b, dd[0] += d * d;
+        max[0] = fabs(d) > max[0] ? fabs(d) : max[0];
+    }
+    for (int k = 0; k < 4; k++) {
+        s->xx += xx[k], s->yy += yy[k], s->xy += xy[k], s->dd += dd[k];
+        s->max = max[k] > s->max ? max[k] : s->max;
+    }
+}
+
+/* From a multiple of CHUNK on. */
+static void measure_rows(void *ctx, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    struct measure *m = ctx;
+    int64_t n_in = m->a->n_in;
+    float *x = mem_array((size_t)n_in * 2, sizeof *x), *y = x + n_in;
+    for (int64_t r = begin; r < end; r++) {
+        qweight_rows_f32(m->a, r, 1, x);
+        qweight_rows_f32(m->b, r, 1, y);
+        add_row(&m->part[r / CHUNK], x, y, n_in);
+    }
+    free(x);
+}
+
+static struct quant_stats total(const struct measure *m)
+{
+    const struct qweight *a = m->a;
+    struct sums t = {0};
+    for (int64_t i = 0; i < (a->n_out + CHUNK - 1) / CHUNK; i++) {
+        t.xx += m->part[i].xx, t.yy += m->part[i].yy, t.xy += m->part[i].xy, t.dd += m->part[i].dd;
+        t.max = m->part[i].max > t.max ? m->part[i].max : t.max;
+    }
+    struct quant_stats s = {
+        .nmse = t.dd == 0 ? 0 : t.dd / t.xx,
+        .sqnr_db = 10 * log10(t.xx / t.dd),
+        .cosine = t.dd == 0 ? 1 : t.xy / sqrt(t.xx * t.yy),
+        .max_abs_err = t.max,
+        .mse = t.dd / ((double)a->n_out * (double)a->n_in),
+    };
+    return s;
+}
+
 /* ---- the driver of group-wise methods ---- */
 
-/* Rows a thread takes at a time: few enough that a thread whose processor also writes files is not waited for. */
+/* Rows a thread takes at a time: few enough that a thread whose processor also writes files is not waited for, and that
+ * what is measured is still in the cache. */
 enum { ITEM_ROWS = 32 };
 
 struct driver {
@@ -38,6 +115,7 @@ struct driver {
     int64_t grain;  /* rows that touch no other rows' bytes */
     float *absmax;  /* CODE_BOOK: f32 (blocks) */
     bool recode;    /* CODE_BOOK second pass: absmax is given */
+    struct measure *measure; /* NULL: not now */
     struct mine {
         float *x, *group; /* (grain, n_in), (n_in) */
         uint8_t *q;       /* (grain, n_in) */
@@ -196,6 +274,7 @@ static void some_rows(void *ctx, int64_t begin, int64_t end, int thread)
             if (f->kind == CODE_STRIDED) ok = strided_row(d, r + i, m->x + i * n_in, m->group, (int8_t *)m->q, thread);
         }
     }
+    if (d->measure && m->row < 0) measure_rows(d->measure, begin, end, thread);
 }
 
 static int64_t gcd(int64_t a, int64_t b)
@@ -224,7 +303,8 @@ static int check_bad(const struct driver *d, struct err *e)
                    isnan(v) ? "NaN" : "Inf", row, col);
 }
 
-int choose_run(const struct chooser *c, const struct quant_job *job, struct qbuffer *dst, struct err *e)
+int choose_run(const struct chooser *c, const struct quant_job *job, struct qbuffer *dst, struct quant_stats *stats,
+               struct err *e)
 {
     struct driver d = {.c = c, .job = job, .dst = dst, .grain = 8};
     const struct format *f = job->fmt;
@@ -237,13 +317,19 @@ int choose_run(const struct chooser *c, const struct quant_job *job, struct qbuf
     d.mine = mem_new((size_t)par_threads(), sizeof *d.mine);
     for (int t = 0; t < par_threads(); t++) d.mine[t].row = -1;
     int64_t item = (ITEM_ROWS + d.grain - 1) / d.grain * d.grain;
+    assert(item % CHUNK == 0);
+    struct measure m = {job->src, &dst->w, stats ? mem_new((size_t)((n_out + CHUNK - 1) / CHUNK), sizeof *m.part) : NULL};
+    if (stats && !f->double_quant) d.measure = &m;
     par_for_dynamic(n_out, item, some_rows, &d);
     int rc = check_bad(&d, e);
     if (rc == 0 && f->double_quant) {
         nested_quantize(d.absmax, blocks, dst->absmax, dst->nested_absmax, dst->nested_map, &dst->w.nested_offset);
         d.recode = c->recode;
         if (d.recode) par_for_dynamic(n_out, item, some_rows, &d);
+        if (stats) par_for_dynamic(n_out, CHUNK, measure_rows, &m);
     }
+    if (rc == 0 && stats) *stats = total(&m);
+    free(m.part);
     if (f->double_quant) free(d.absmax);
     for (int t = 0; t < par_threads(); t++) {
         free(d.mine[t].x);
@@ -254,91 +340,13 @@ int choose_run(const struct chooser *c, const struct quant_job *job, struct qbuf
     return rc;
 }
 
-/* ---- damage ---- */
-
-struct sums {
-    double xx, yy, xy, dd, max;
-};
-
-struct measure {
-    const struct qweight *a, *b;
-    struct sums *part; /* by chunk of rows: the total does not depend on the threads */
-};
-#define CHUNK 16
-
-/* Four lanes of sums, each over every fourth column, the first one also over what is left. */
-typedef double vdouble __attribute__((vector_size(32)));
-typedef float vfloat __attribute__((vector_size(16)));
-typedef int64_t vlong __attribute__((vector_size(32)));
-
-WIDE static void add_row(struct sums *s, const float *x, const float *y, int64_t n)
-{
-    vdouble xx = {0}, yy = {0}, xy = {0}, dd = {0}, max = {0};
-    int64_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-        vfloat fx, fy;
-        memcpy(&fx, x + i, sizeof fx);
-        memcpy(&fy, y + i, sizeof fy);
-        vdouble a = __builtin_convertvector(fx, vdouble), b = __builtin_convertvector(fy, vdouble), d = a - b;
-        xx += a * a, yy += b * b, xy += a * b, dd += d * d;
-        d = (vdouble)((vlong)d & INT64_MAX);
-        vlong more = d > max;
-        max = (vdouble)((more & (vlong)d) | (~more & (vlong)max));
-    }
-    for (; i < n; i++) {
-        double a = x[i], b = y[i], d = a - b;
-        xx[0] += a * a, yy[0] += b * b, xy[0] += a * b, dd[0] += d * d;
-        max[0] = fabs(d) > max[0] ? fabs(d) : max[0];
-    }
-    for (int k = 0; k < 4; k++) {
-        s->xx += xx[k], s->yy += yy[k], s->xy += xy[k], s->dd += dd[k];
-        s->max = max[k] > s->max ? max[k] : s->max;
-    }
-}
-
-static void measure_rows(void *ctx, int64_t begin, int64_t end, int thread)
-{
-    (void)thread;
-    struct measure *m = ctx;
-    int64_t n_in = m->a->n_in;
-    float *x = mem_array((size_t)n_in * 2, sizeof *x), *y = x + n_in;
-    for (int64_t r = begin; r < end; r++) {
-        qweight_rows_f32(m->a, r, 1, x);
-        qweight_rows_f32(m->b, r, 1, y);
-        add_row(&m->part[r / CHUNK], x, y, n_in);
-    }
-    free(x);
-}
-
-static struct quant_stats measure(const struct qweight *a, const struct qweight *b)
-{
-    int64_t chunks = (a->n_out + CHUNK - 1) / CHUNK;
-    struct measure m = {a, b, mem_new((size_t)chunks, sizeof *m.part)};
-    par_for_dynamic(a->n_out, CHUNK, measure_rows, &m);
-    struct sums t = {0};
-    for (int64_t i = 0; i < chunks; i++) {
-        t.xx += m.part[i].xx, t.yy += m.part[i].yy, t.xy += m.part[i].xy, t.dd += m.part[i].dd;
-        t.max = m.part[i].max > t.max ? m.part[i].max : t.max;
-    }
-    free(m.part);
-    struct quant_stats s = {
-        .nmse = t.dd == 0 ? 0 : t.dd / t.xx,
-        .sqnr_db = 10 * log10(t.xx / t.dd),
-        .cosine = t.dd == 0 ? 1 : t.xy / sqrt(t.xx * t.yy),
-        .max_abs_err = t.max,
-        .mse = t.dd / ((double)a->n_out * (double)a->n_in),
-    };
-    return s;
-}
-
 int method_quantize(const struct method *m, const struct quant_job *job, struct qbuffer *dst, struct quant_stats *stats,
                     struct err *e)
 {
     qbuffer_alloc(dst, job->fmt, job->src->n_out, job->src->n_in, job->model_dtype);
-    if (m->run(job, dst, e)) {
+    if (m->run(job, dst, stats, e)) {
         qbuffer_free(dst);
         return -1;
     }
-    if (stats) *stats = measure(job->src, &dst->w);
     return 0;
 }

@@ -23,8 +23,8 @@ struct method {
     const char *name;
     enum calib_need needs;
     /* Fills dst's buffers (allocated by qbuffer_alloc for the same format and shape). Threads over rows; the bytes do
-     * not depend on their number. A NaN or Inf weight is an error naming the tensor. */
-    int (*run)(const struct quant_job *job, struct qbuffer *dst, struct err *e);
+     * not depend on their number. A NaN or Inf weight is an error naming the tensor. stats may be NULL. */
+    int (*run)(const struct quant_job *job, struct qbuffer *dst, struct quant_stats *stats, struct err *e);
 };
 const struct method *method_find(const char *name); /* "rtn", "mse"; NULL if unknown */
 const struct method *method_table(size_t *n);

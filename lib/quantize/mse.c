@@ -279,8 +279,8 @@ static void book_block(const struct format *f, const float *x, int64_t n, bool r
     }
 }
 
-int mse_run(const struct quant_job *job, struct qbuffer *dst, struct err *e)
+int mse_run(const struct quant_job *job, struct qbuffer *dst, struct quant_stats *stats, struct err *e)
 {
     static const struct chooser c = {int_group, strided_group, book_block, true};
-    return choose_run(&c, job, dst, e);
+    return choose_run(&c, job, dst, stats, e);
 }

@@ -133,7 +133,7 @@ static void book_block(const struct format *f, const float *x, int64_t n, bool r
 
 const struct chooser rtn_chooser = {int_group, strided_group, book_block, false};
 
-int rtn_run(const struct quant_job *job, struct qbuffer *dst, struct err *e)
+int rtn_run(const struct quant_job *job, struct qbuffer *dst, struct quant_stats *stats, struct err *e)
 {
-    return choose_run(&rtn_chooser, job, dst, e);
+    return choose_run(&rtn_chooser, job, dst, stats, e);
 }
