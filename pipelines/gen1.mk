@@ -11,7 +11,7 @@
 SENS_TEXT := data/calibration.txt
 SENS_CHARS := 500
 SENS_FORMAT := int4-g64
-CANDIDATES := int4-g128 int4-g64 int4-g32 nf4 int8-row
+CANDIDATES := int4-g128 int4-g64 int4-g32 int4-g32+mse nf4 int8-row
 PORTABLE := int4-g64-sym int4-g32-sym int4-g32-sym+mse int8-row
 ALSO := fp4 seed-mixed
 RANDOM_MIXES := 20
