@@ -462,7 +462,8 @@ static void scaled_rows(void **state)
     for (size_t i = 0; i < n_formats; i++) {
         const struct format *f = &table[i];
         struct qbuffer b = quantize("rtn", f, DT_F16, DT_F16, x, n_out, n_in, NULL);
-        float *y = rows(&b.w), lo = f->kind == CODE_STRIDED ? 0 : -(float)(1 << (f->bits - 1)), hi = lo + (float)(1 << f->bits) - 1;
+        float *y = rows(&b.w), n_codes = ldexpf(1, (int)f->bits);
+        float lo = f->kind == CODE_STRIDED ? 0 : -n_codes / 2, hi = lo + n_codes - 1;
         qweight_rows_scaled(&b.w, 0, n_out, y, back);
         for (int64_t r = 0; r < n_out; r += 4) /* rows in pieces: flat blocks begin where they do */
             qweight_rows_scaled(&b.w, r, r + 4 < n_out ? 4 : n_out - r, x + r * n_in, at + r * n_in);
