@@ -50,6 +50,7 @@ def read_record:
     then fail("a qsens record without results")
     elif .results.mode == "local"
     then fail("\(.results.format): mode local has no \(arg("metric") // "kld") (isolated or restore was expected)")
+    elif any(.results.tensors[]; type != "object") then fail("\(.results.format): an entry of results.tensors is not an object")
     elif (.results.tensors | length) == 0 then fail("\(.results.format): no linears in the record")
     else . end
     | . as $r
@@ -215,6 +216,8 @@ def budget_bytes($budget; $model):
     if $budget == null then fail("no budget (--argjson budget 5.0, {\"bytes\":N}, {\"gib\":x,\"ctx\":n} or {\"like\":\"int4-g64\"})")
     elif ($budget | type) == "number" then number($budget) * $n / 8
     elif ($budget | type) != "object" then fail("budget \($budget | spell): a number or an object was expected")
+    elif ($budget | del(.ctx) | keys | length) > 1 or ($budget | has("ctx") and (has("gib") | not))
+    then fail("budget \($budget | spell): one of bpw, bytes, like, or gib with ctx was expected")
     elif $budget.bpw then number($budget.bpw) * $n / 8
     elif $budget.bytes then number($budget.bytes)
     elif $budget.like then uniform_bytes($budget.like)
@@ -342,7 +345,9 @@ def split_methods:
 
 # --- All of it
 
-(if . == null then [inputs] elif type == "array" then . else [., inputs] end)
+(($ARGS.named | keys) - ["budget", "keep", "ties", "portable", "formats", "float", "metric", "model"]) as $odd
+| check(select($odd != []) | fail("\($odd | few): no argument of that name"))
+| (if . == null then [inputs] elif type == "array" then . else [., inputs] end)
 | if . == [] then fail("no records (qsens records were expected)") else map(read_record) | check_agree end
 | . as $records
 | (arg("metric") // "kld") as $metric

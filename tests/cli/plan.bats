@@ -74,7 +74,7 @@ format_of='def glob: gsub("\\."; "\\.") | gsub("\\*"; ".*") | "^" + . + "$";
 @test "400 linears, six formats: within the budget, a small gap, the same output twice" {
     records 5 58 int4-g128 int4-g64 int4-g32 nf4 fp4 int8-row >"$t/r"
     for bpw in 4.7 6; do
-        plan --argjson budget $bpw "$t/r" >"$t/a"
+        (ulimit -t 5 && plan --argjson budget $bpw "$t/r" >"$t/a") # seconds of processor time
         plan --argjson budget $bpw "$t/r" >"$t/b"
         cmp "$t/a" "$t/b"
         jq -e '.plan | .bytes <= .budget_bytes and .optimal and .gap <= 1e-3 * .predicted and .n_linears == 406' "$t/a"
@@ -107,7 +107,7 @@ format_of='def glob: gsub("\\."; "\\.") | gsub("\\*"; ".*") | "^" + . + "$";
     jq -n --slurpfile r "$t/r" '{schema: "qlab.qload/1", results: {n_layers: 2, n_kv_heads: 2, head_dim: 4, hidden_size: 16,
         n_heads: 4, intermediate_size: 32, weights_bytes: (10000 + ($r[0].results.tensors | map(.bytes_before) | add))}}' >"$t/m"
     gib=$(jq -n "($total + 10000 + 2 * 2 * 4 * 4 * 64 + 100) / 1073741824")
-    plan --argjson budget "{\"gib\":$gib,\"ctx\":64}" --slurpfile ms "$t/m" --argjson model "$(cat "$t/m")" "$t/r" |
+    plan --argjson budget "{\"gib\":$gib,\"ctx\":64}" --argjson model "$(cat "$t/m")" "$t/r" |
         jq -e ".plan.budget_bytes >= $total + 98 and .plan.budget_bytes <= $total + 100"
 }
 
@@ -164,6 +164,20 @@ format_of='def glob: gsub("\\."; "\\.") | gsub("\\*"; ".*") | "^" + . + "$";
     refused "a finite number was expected" --argjson budget 6 "$t/null"
     jq -c '.inputs[0].sha256 = .results.format' "$t/r" >"$t/other"
     refused "differ in model" --argjson budget 6 "$t/other"
+    sed 's/"kld":0[^,}]*/"kld":NaN/' "$t/r" >"$t/nan"
+    refused "a finite number was expected" --argjson budget 6 "$t/nan"
+    jq -c '.results.tensors[0] = 3' "$t/r" >"$t/odd"
+    refused "an entry of results.tensors is not an object" --argjson budget 6 "$t/odd"
+    jq -c '.results.tensors[0].bytes_after = -5' "$t/r" >"$t/odd"
+    refused "not a whole number" --argjson budget 6 "$t/odd"
+    jq -c '.results.tensors[1] = .results.tensors[0]' "$t/r" >"$t/odd"
+    refused "twice in the record of int4-g64" --argjson budget 6 "$t/odd"
+    refused "no records" --argjson budget 6 /dev/null
+    refused "kep: no argument of that name" --argjson budget 6 --argjson kep '["*"]' "$t/r"
+    refused "is to be f16 and int8-row" --argjson budget 6 --argjson keep '{"*.v_proj":"f16","*.layers.0.*":"int8-row"}' "$t/r"
+    for b in '"abc"' -1 0 nan '[]' '{}' '{"bpw":5,"bytes":9}' '{"bpw":5,"ctx":9}' '{"gib":"x"}' '{"bits":5}'; do
+        refused "expected" --argjson budget "$b" "$t/r"
+    done
     jq -c '.schema = "qlab.qsens/2"' "$t/r" >"$t/schema"
     refused "qlab.qsens/1 was expected" --argjson budget 6 "$t/schema"
     jq -c '.results.mode = "local"' "$t/r" >"$t/local"
