@@ -105,7 +105,9 @@ static int read_lines(struct sens_partial *p, const char *text, size_t n, struct
     for (const char *nl; *good < n && (nl = memchr(text + *good, '\n', n - *good)); *good = (size_t)(nl + 1 - text)) {
         const char *at = text + *good;
         line++;
-        json_t *v = json_parse(p->path, at, (size_t)(nl - at), e);
+        char *where = mem_printf(line == 1 ? "%s" : "%s: line %lld", p->path, (long long)line);
+        json_t *v = json_parse(where, at, (size_t)(nl - at), e);
+        free(where);
         if (!v) return -1;
         int rc = line == 1 ? read_header(p, v, e) : read_unit(r, v, e);
         json_decref(v);

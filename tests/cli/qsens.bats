@@ -118,6 +118,12 @@ refused() {
     refused 1 'its model is' "$big" --text "$text" --chars 60 -f nf4 -o "$p"
     refused 1 'its preset is "none"' "$m" --text "$text" --chars 60 -f nf4 --preset seed -o "$p"
     [ "$before" = "$(sha256sum <"$p")" ]
+    (cat "$p"; sed -n 4p "$p") >"$p.bad"
+    refused 1 'line 16: "model.layers.0.self_attn.v_proj" is there twice' "$m" --text "$text" --chars 60 -f nf4 -o "$p.bad"
+    for change in 's/"kld":[^,}]*/"kld":NaN/' 's/"kld":[^,}]*/"kld":null/' 's/.*/{"a":1}/' 's/.*/[]/' 's/"n":[0-9]*/"n":-1/' 's/layers.0/layers.9/'; do
+        sed "3$change" "$p" >"$p.bad"
+        refused 1 'p.jsonl.bad: line 3: ' "$m" --text "$text" --chars 60 -f nf4 -o "$p.bad"
+    done
     echo precious >"$p"
     refused 1 "$p" "$m" --text "$text" --chars 60 -f nf4 -o "$p"
     [ "$(cat "$p")" = precious ]
@@ -162,6 +168,8 @@ refused() {
     refused 1 "nowhere" "$BATS_TEST_TMPDIR/nowhere" --text "$text" -f nf4 -o "$p"
     "$B/tests/mkmodel" -q llama-tied "$BATS_TEST_TMPDIR/nan" --nan model.layers.1.mlp.up_proj.weight
     refused 1 "not finite" "$BATS_TEST_TMPDIR/nan" --text "$text" --chars 60 -f nf4 -o "$p"
+    "$B/bin/qquant" -q "$m" -f nf4 -o "$BATS_TEST_TMPDIR/packed" >/dev/null
+    refused 1 "packed: is already quantized (the original was expected)" "$BATS_TEST_TMPDIR/packed" --text "$text" -f nf4 -o "$p"
     "$B/tests/mkmodel" -q llama-tied "$BATS_TEST_TMPDIR/bare" --no-tokenizer
     refused 1 "bare" "$BATS_TEST_TMPDIR/bare" --text "$text" -f nf4 -o "$p"
     refused 1 "" "$m" --text "$text" --chars 60 -f nf4 -o "$BATS_TEST_TMPDIR/no/such/p.jsonl"
