@@ -116,3 +116,7 @@ refused() {
     [ "$rc" = 130 ]
     [ ! -s "$T/int.json" ] && [ -z "$(compgen -G "$T/int.nll*")" ]
 }
+
+@test "docs/cuda.md has the predictions that cuda_cost makes" {
+    diff <(sed '1,/cuda_cost:begin/d; /cuda_cost:end/,$d' docs/cuda.md) <("$E/cuda_cost")
+}
