@@ -66,6 +66,11 @@ filled::filled(const char *name, int64_t n_out, int64_t n_in, enum dtype dtype, 
                 static_cast<float *>(b.absmax)[i] = std::ldexp(1.0f, -int(rng_below(r, 3)));
         }
     }
+    if (how != EXACT && f.double_quant) { /* not every weight with the same tables */
+        const float m = 0.5f + float(rng_below(r, 1000)) / 1000;
+        for (int i = 0; i < 256; i++) b.nested_map[i] *= m;
+        b.w.nested_offset *= m + 0.25f;
+    }
     struct err e;
     if (cuda_weight_plan(&d, &b.w, &e)) check::broken(e.msg, size_t(n_in));
     if (how == EXACT && f.kind == CODE_BOOK) d.factor = 1;

@@ -8,6 +8,7 @@ static const double eps32 = 0x1p-24;
 
 struct extras {
     const std::vector<float> *bias = nullptr, *add = nullptr;
+    bool apart = false; /* add is not y */
 };
 
 static std::vector<float> run(const struct cuda_env &e, const filled &w, const std::vector<float> &x, int64_t n_tok,
@@ -15,13 +16,14 @@ static std::vector<float> run(const struct cuda_env &e, const filled &w, const s
 {
     const size_t n = size_t(n_tok * w.d.n_out);
     dev<float> y(n), dx(x), db(with.bias ? *with.bias : std::vector<float>(1));
-    if (with.add) y.put(*with.add);
+    dev<float> apart(with.apart ? *with.add : std::vector<float>(1));
+    if (with.add && !with.apart) y.put(*with.add);
     dev<uint8_t> scratch(matmul_scratch(&e, compute, n_tok, w.d.n_in));
     struct cuda_job j = {};
     j.y = y.p;
     j.w = &w.d;
     j.bias = with.bias ? db.p : nullptr;
-    j.add = with.add ? y.p : nullptr;
+    j.add = with.apart ? apart.p : with.add ? y.p : nullptr;
     struct cuda_matmul m = {};
     m.jobs = &j;
     m.n_jobs = 1;
@@ -284,26 +286,29 @@ EMU_TEST(gemm_jobs)
 /* Which path: cuBLAS for many tokens on data-centre GPUs, else integer tiles; its failure is handed on. */
 EMU_TEST(gemm_blas)
 {
-    const int n_in = 40, n_out = 5, n_tok = 256;
-    for (int sm : {86, 90}) {
-        struct cuda_env e = env(sm);
+    const int n_in = 40, n_out = 5;
+    static const struct { int sm, n_tok; bool apart, blas; } cases[] = {
+        {86, 256, false, false}, {90, 256, false, true}, {90, 256, true, true}, {90, 40, true, false}};
+    for (const auto &c : cases) {
+        struct cuda_env e = env(c.sm);
         e.blas = plain_blas;
         filled w("int4-g32", n_out, n_in, DT_F16);
-        const auto x = activations(n_tok, n_in, false), bias = mm::random_floats(n_out),
-                   add = mm::random_floats(n_out * n_tok);
+        const auto x = activations(c.n_tok, n_in, false), bias = mm::random_floats(n_out),
+                   add = mm::random_floats(n_out * c.n_tok);
         struct extras with;
         with.bias = &bias;
         with.add = &add;
+        with.apart = c.apart;
         blas_calls = 0;
-        const auto got = run(e, w, x, n_tok, COMPUTE_INT8, with);
-        CHECK(blas_calls == (sm == 90), "sm_%d: %d calls", sm, blas_calls);
-        struct sums want = sm == 90 ? product(w, x, n_tok, CUF_F16) : int8_product(w, x, n_tok);
+        const auto got = run(e, w, x, c.n_tok, COMPUTE_INT8, with);
+        CHECK(blas_calls == c.blas, "sm_%d, %d tokens: %d calls", c.sm, c.n_tok, blas_calls);
+        struct sums want = c.blas ? product(w, x, c.n_tok, CUF_F16) : int8_product(w, x, c.n_tok);
         for (size_t i = 0; i < want.y.size(); i++) {
             want.y[i] += double(bias[i % 5]) + double(add[i]);
             want.magnitude[i] += std::fabs(double(bias[i % 5])) + std::fabs(double(add[i]));
         }
         compare(got, want.y, want.magnitude, eps32 * (n_in + 8), "cuBLAS or tiles");
-        SHAPE("sm_%d", sm);
+        SHAPE("sm_%d·%d", c.sm, c.n_tok);
     }
     struct cuda_env e = env(90);
     e.blas = plain_blas;

@@ -134,6 +134,7 @@ EMU_TEST(gemv_cuts)
     one_int8("int8-row", DT_F16, {2 * 32 * 16 + 30, 33}, 1, filled::EXACT); /* several passes a block */
     one_exact("f16", DT_F16, {32 * 16 * 4 / 8 + 3, 40}, 1, filled::RANDOM);
     one_exact("bf16", DT_BF16, {3, 2101}, 1, filled::RANDOM);
+    one_exact("int4-g32", DT_F16, {66, 1040}, 1, filled::RANDOM); /* a lane takes more than one unit of a row */
 }
 
 /* q, k and v of one layer in formats of their own, with what rides along, in one call. */
