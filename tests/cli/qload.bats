@@ -121,6 +121,21 @@ header() {
     holds '.results.memory.kv_bytes == 2 * 2 * 2048 * 32 * 4'
 }
 
+@test "--plan-memory promises what qbench then takes, to the byte; all of it is in sight" {
+    "$B/tests/mkmodel" -q llama-tied "$BATS_TEST_TMPDIR/odd" --hidden 288 --ff 1000 --layers 3 --heads 9 --kv-heads 3 --vocab 1001
+    for f in int4-g32 int4-g64-sym int4-row int8-row nf4 nf4-dq int4-strided128; do
+        "$B/bin/qquant" -q "$BATS_TEST_TMPDIR/odd" -f $f --head int8-row -o "$out"
+        for compute in f32 int8 int8x2; do
+            qload "$out" --plan-memory --ctx 48 --batch 40 --compute $compute
+            "$B/bin/qbench" -q "$out" --prompt-tokens 40 --gen 8 --warmup 0 --trials 1 --compute $compute >"$r.bench"
+            diff <(jq -c '.results.memory | [.weights_bytes, .kv_bytes, .scratch_bytes]' "$r") \
+                <(jq -c '.results.memory | [.weights_bytes, .kv_bytes, .scratch_bytes]' "$r.bench")
+            # program, libraries, buffers of threads: 40 MB at most
+            [ -n "${SAN:-}" ] || jq -e '.results.memory | .peak_rss_bytes < .predicted_bytes + 40e6' "$r.bench"
+        done
+    done
+}
+
 @test "a tensor nothing reads is reported" {
     model llama-tied --extra model.layers.7.mlp.up_proj.weight
     run --separate-stderr bash -c '"$B/bin/qload" "$1" >"$0"' "$r" "$d"

@@ -75,6 +75,18 @@ static void cpu_copy(struct backend *be, void *dst, const void *src, size_t byte
 
 static void cpu_sync(struct backend *be) { (void)be; }
 
+/* Whether the weight is repacked; p: how. */
+static bool repacked(const struct cpu_ctx *c, struct panels *p, const struct qweight *src)
+{
+    return c->passes > 0 && panels_plan(p, src);
+}
+
+static size_t cpu_weight_bytes(struct backend *be, const struct qweight *src)
+{
+    struct panels p;
+    return repacked(be->ctx, &p, src) ? (size_t)p.n_panels * p.panel_bytes : (size_t)src->bytes;
+}
+
 static int cpu_load_weight(struct backend *be, struct weight *out, const struct qweight *src, struct err *e)
 {
     (void)e;
@@ -87,7 +99,7 @@ static int cpu_load_weight(struct backend *be, struct weight *out, const struct 
     *out = (struct weight){.n_out = src->n_out, .n_in = src->n_in, .resident_bytes = (size_t)src->bytes,
                            .read_bytes = (size_t)src->bytes, .mapped = !src->in_memory, .data = w};
     snprintf(out->format, sizeof out->format, "%s", src->fmt.name ? src->fmt.name : "other");
-    if (ctx->passes > 0 && panels_plan(&w->panels, src)) {
+    if (repacked(ctx, &w->panels, src)) {
         w->path = PATH_PANELS;
         w->panels.data = arena_alloc(&ctx->arena, (size_t)w->panels.n_panels * w->panels.panel_bytes);
         panels_pack(&w->panels, src);
@@ -159,6 +171,7 @@ static const struct backend_ops cpu_ops = {
     .gate_up = cpu_gate_up,
     .rope_attention = cpu_rope_attention,
     .argmax = cpu_argmax,
+    .weight_bytes = cpu_weight_bytes,
 };
 
 int cpu_open(struct backend *be, enum compute compute, enum isa isa, struct err *e)
