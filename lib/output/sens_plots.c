@@ -92,7 +92,7 @@ static int draw_heat(const struct sens_rec *r, const struct sens_grid *g, const 
             double v = g->v[k * (size_t)g->n_layers + (size_t)i];
             if (isfinite(v)) chart_add(&c, "%lld %zu %.6g\n", (long long)i, k, v > 0 ? v : least);
         }
-    chart_add(&c, "EOD\nplot $d using 1:2:(0.49):(0.48):3 with boxxyerror fs solid noborder lc palette\n");
+    chart_add(&c, "EOD\nplot $d using 1:2:(0.5):(0.5):3 with boxxyerror fs solid noborder lc palette\n");
     return chart_draw(&c, dir, "heat", files, e);
 }
 
