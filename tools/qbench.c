@@ -141,7 +141,7 @@ int main(int argc, char **argv)
     o.prompt = prompt;
     o.filler = filler;
 
-    if (backend_open(&be, tool.common.device, tool.common.compute, &e)) die("%s", e.msg);
+    if (backend_open(&be, tool.common.device, tool.common.compute, !c.quant, &e)) die("%s", e.msg);
     record_begin(&r, &tool, argc, argv);
     device_note(&r, &be);
     record_param(&r, "prompt_tokens", json_integer(o.n_prompt));

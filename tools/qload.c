@@ -61,7 +61,7 @@ static void put_memory(struct record *rec, const struct checkpoint *c)
     json_t *r = rec->results;
     struct memory_plan p;
     struct err e;
-    if (backend_open(&be, tool.common.device, tool.common.compute, &e) ||
+    if (backend_open(&be, tool.common.device, tool.common.compute, !c->quant, &e) ||
         memory_plan(&p, c, &be, o.ctx, o.batch, &e))
         die("%s", e.msg);
     json_put(r, "memory",

@@ -69,7 +69,7 @@ struct loaded {
 static const struct model *load(struct loaded *l, const char *path, const char *compute)
 {
     struct err e;
-    if (checkpoint_open(&l->c, path, &e) || backend_open(&l->be, tool.common.device, compute, &e) ||
+    if (checkpoint_open(&l->c, path, &e) || backend_open(&l->be, tool.common.device, compute, !l->c.quant, &e) ||
         model_load(&l->m, &l->be, &l->c, &e))
         die("%s", e.msg);
     return &l->m;

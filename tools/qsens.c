@@ -154,7 +154,7 @@ int main(int argc, char **argv)
         .ctx = &w,
     };
     if (recipe_format(o.format, &so.fmt, &e) || recipe_method(o.method, &so.method, &e)) die_usage("%s", e.msg);
-    if (checkpoint_open(&c, path, &e) || backend_open(&be, tool.common.device, tool.common.compute, &e)) die("%s", e.msg);
+    if (checkpoint_open(&c, path, &e) || backend_open(&be, tool.common.device, tool.common.compute, !c.quant, &e)) die("%s", e.msg);
     if (c.quant) die("%s: is already quantized (the original was expected)", path);
     load_text(&t, path, &c.config);
     record_begin(&r, &tool, argc, argv);

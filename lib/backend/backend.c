@@ -20,14 +20,14 @@ static int compute_parse(const char *s, enum compute *c, struct err *e)
     return err_set(e, "compute '%s': unknown (f32, f16, bf16, int8, int8x2 or auto was expected)", s);
 }
 
-int backend_open(struct backend *be, const char *device, const char *compute, struct err *e)
+int backend_open(struct backend *be, const char *device, const char *compute, bool floats, struct err *e)
 {
     *be = (struct backend){0};
     bool fastest = !strcmp(compute, "auto");
     enum compute c = COMPUTE_F32;
     if (!fastest && compute_parse(compute, &c, e)) return -1;
 
-    if (!strcmp(device, "cpu") && fastest) c = COMPUTE_INT8;
+    if (!strcmp(device, "cpu") && fastest) c = floats && isa_has_bf16() ? COMPUTE_BF16 : COMPUTE_INT8;
     if (!strcmp(device, "cpu")) return cpu_open(be, c, isa_best(), e);
     if (!strcmp(device, "cpu-ref")) return cpu_ref_open(be, c, e);
     if (!strncmp(device, "cuda", 4) && (device[4] == 0 || device[4] == ':')) {
@@ -49,7 +49,7 @@ int backend_open(struct backend *be, const char *device, const char *compute, st
 int backend_check(const char *device, struct err *e)
 {
     struct backend be;
-    if (backend_open(&be, device, "auto", e)) return -1;
+    if (backend_open(&be, device, "auto", false, e)) return -1;
     backend_close(&be);
     return 0;
 }

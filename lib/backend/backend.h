@@ -11,10 +11,12 @@
 #include "quantize/qweight.h"
 #include "views/config.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-/* INT8: activations in int8, one pass. INT8X2: two, the second over what the first left. */
+/* BF16: float weights and activations in bf16; weights of other formats as in F32. INT8: activations in int8, one pass.
+ * INT8X2: two, the second over what the first left. */
 enum compute { COMPUTE_F32, COMPUTE_F16, COMPUTE_BF16, COMPUTE_INT8, COMPUTE_INT8X2, N_COMPUTE };
 const char *compute_name(enum compute c);
 
@@ -185,9 +187,10 @@ struct backend {
     void *ctx;
 };
 
-/* device: "cpu", "cuda", "cuda:N", or "cpu-ref" (tests); compute: "f32", … or "auto". A device or compute kind this
- * build or machine lacks is an error that says so. */
-int backend_open(struct backend *be, const char *device, const char *compute, struct err *e);
+/* device: "cpu", "cuda", "cuda:N", or "cpu-ref" (tests); compute: "f32", … or "auto", which on the CPU is int8, or bf16
+ * for a model of float weights (floats) where the processor multiplies bf16. A device or compute kind this build or machine
+ * lacks is an error that says so. */
+int backend_open(struct backend *be, const char *device, const char *compute, bool floats, struct err *e);
 /* Is the device there? For tools that run nothing on it. */
 int backend_check(const char *device, struct err *e);
 void backend_close(struct backend *be);

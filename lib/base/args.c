@@ -22,7 +22,7 @@ static struct opt *common_table(struct tool *t)
         {"threads", 't', OPT_INT, &c->threads, "N", "threads; 0 is all cores this process may use", NULL, 0, 1024},
         {"device", 0, OPT_STR, &c->device, "cpu|cuda|cuda:N", "where the model runs", NULL, 0, 0},
         {"compute", 0, OPT_CHOICE, &c->compute, "KIND",
-         "what the kernels compute in: f32 is exact, int8 quantizes activations,\nint8x2 twice, the second time what is left; auto is the device's fastest",
+         "what the kernels compute in: f32 is exact, bf16 rounds float weights\nand activations, int8 quantizes activations, int8x2 twice, the second\ntime what is left; auto is the device's fastest",
          COMPUTE_NAMES, 0, 0},
         {"seed", 0, OPT_INT, &c->seed, "N", "seed of whatever is random", NULL, 0, 9e15},
         {"quiet", 'q', OPT_FLAG, &c->quiet, NULL, "say nothing on stderr but errors", NULL, 0, 0},

@@ -70,7 +70,8 @@ const struct peak *peak_of(const struct peaks *p, enum compute compute, const ch
     bool codes = (!strncmp(format, "int", 3) || !strncmp(format, "nf4", 3) || !strncmp(format, "fp4", 3)) &&
                  !strstr(format, "strided");
     if ((compute == COMPUTE_INT8 || compute == COMPUTE_INT8X2) && codes) return p->int8.instruction ? &p->int8 : NULL;
-    if (compute == COMPUTE_BF16 && *format && p->bf16.instruction) return &p->bf16;
+    bool floats = !strcmp(format, "f16") || !strcmp(format, "bf16") || !strcmp(format, "f32");
+    if (compute == COMPUTE_BF16 && floats && p->bf16.instruction) return &p->bf16;
     return p->f32.instruction ? &p->f32 : NULL;
 }
 

@@ -29,7 +29,7 @@ int main(int argc, char **argv)
     struct tokenizer *tok = tokenizer_of_model(argv[1], &e);
     if (!tok || tokenizer_encode(tok, text.text, text.n_bytes, false, &ids, &n, &e)) die("%s", e.msg);
     for (int i = 0; i < 2; i++) {
-        if (backend_open(&be[i], "cpu", i ? "int8" : "f32", &e) || model_load(&m[i], &be[i], &c, &e) ||
+        if (backend_open(&be[i], "cpu", i ? "int8" : "f32", false, &e) || model_load(&m[i], &be[i], &c, &e) ||
             scratch_alloc(&s[i], &m[i], CTX, &e) || kv_alloc(&kv[i], &m[i], CTX, &e))
             die("%s", e.msg);
         logits[i] = mem_array((size_t)(HALF * m[i].cfg.vocab_size), 4);

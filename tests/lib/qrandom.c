@@ -77,6 +77,31 @@ void qrandom(struct qbuffer *b, const struct format *f, int64_t n_out, int64_t n
     }
 }
 
+void qfill(struct qbuffer *b, const struct format *f, int64_t n_out, int64_t n_in, enum dtype dtype, uint8_t codes,
+           uint8_t zeros, float scale)
+{
+    qbuffer_alloc(b, f, n_out, n_in, dtype);
+    int64_t per = f->bits ? 32 / f->bits : 1, groups = groups_of(f, n_in);
+    switch (f->kind) {
+    case CODE_FLOAT:
+        for (int64_t i = 0; i < n_out * n_in; i++) put_scale(b->codes, i, f->dtype, scale);
+        return;
+    case CODE_INT:
+        memset(b->codes, codes, (size_t)(n_out * ((n_in + per - 1) / per)) * 4);
+        if (b->zero) memset(b->zero, zeros, (size_t)((n_out + per - 1) / per * groups) * 4);
+        break;
+    case CODE_STRIDED:
+        memset(b->codes, codes, (size_t)(n_out * ((n_in + 1) / 2)));
+        for (int64_t i = 0; i < n_out * groups; i++) put_scale(b->zero, i, DT_F16, (float)(zeros & 15));
+        break;
+    case CODE_BOOK:
+        memset(b->codes, codes, (size_t)((n_out * n_in + 1) / 2));
+        for (int64_t i = 0; i < (n_out * n_in + f->group - 1) / f->group; i++) ((float *)b->absmax)[i] = scale;
+        return;
+    }
+    for (int64_t i = 0; i < n_out * groups; i++) put_scale(b->scale, i, f->kind == CODE_STRIDED ? DT_F16 : dtype, scale);
+}
+
 void random_floats(struct rng *rng, float *x, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) x[i] = (float)(rng_normal(rng) * (i % 97 == 5 ? 10 : 1));

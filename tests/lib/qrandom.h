@@ -11,6 +11,10 @@
  * that are 0, subnormal or large among others. */
 void qrandom(struct qbuffer *b, const struct format *f, int64_t n_out, int64_t n_in, enum dtype dtype, struct rng *rng,
              bool extreme);
+/* The same, but every byte of codes and of packed zero points alike, and every scale (CODE_FLOAT: every weight; CODE_BOOK:
+ * every absmax; strided zero points are the low four bits of `zeros`). Not with double quantization. */
+void qfill(struct qbuffer *b, const struct format *f, int64_t n_out, int64_t n_in, enum dtype dtype, uint8_t codes,
+           uint8_t zeros, float scale);
 /* n normal floats; every 97th ten times as large, as activations have. */
 void random_floats(struct rng *rng, float *x, int64_t n);
 

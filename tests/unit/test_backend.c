@@ -375,16 +375,18 @@ static void test_open(void **state)
     struct err e;
     static const char *const bad[][3] = {{"cuda:77", "f32", "cuda:77"}, /* neither the build nor a machine has it */
                                          {"tpu", "f32", "unknown"},       {"cudax", "f32", "unknown"},
-                                         {"cpu", "f64", "unknown"},       {"cpu", "bf16", "not offered"}};
+                                         {"cpu", "f64", "unknown"},       {"cpu", "f16", "not offered"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        assert_int_equal(backend_open(&be, bad[i][0], bad[i][1], &e), -1);
+        assert_int_equal(backend_open(&be, bad[i][0], bad[i][1], false, &e), -1);
         if (!strstr(e.msg, bad[i][2])) fail_msg("%s %s: %s", bad[i][0], bad[i][1], e.msg);
         backend_close(&be);
     }
-    assert_int_equal(backend_open(&be, "cpu", "auto", &e), 0);
-    assert_string_equal(be.ops->name, "cpu");
-    assert_string_equal(compute_name(be.compute), "int8");
-    backend_close(&be);
+    for (int floats = 0; floats < 2; floats++) {
+        assert_int_equal(backend_open(&be, "cpu", "auto", floats, &e), 0);
+        assert_string_equal(be.ops->name, "cpu");
+        assert_string_equal(compute_name(be.compute), floats && isa_has_bf16() ? "bf16" : "int8");
+        backend_close(&be);
+    }
 }
 
 /* Blocks keep their contents while others come and go, and what is freed is used again. */

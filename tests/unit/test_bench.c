@@ -97,7 +97,7 @@ static void open_tiny(struct fixture *f, const char *kind, const char *name)
     assert_int_equal(tiny_kind(&t, kind), 0);
     must(tiny_write(&t, test_tmp(name), &e), &e);
     must(checkpoint_open(&f->c, test_tmp(name), &e), &e);
-    must(backend_open(&f->be, "cpu-ref", "f32", &e), &e);
+    must(backend_open(&f->be, "cpu-ref", "f32", false, &e), &e);
     must(model_load(&f->m, &f->be, &f->c, &e), &e);
     must(kv_alloc(&f->kv, &f->m, 64, &e), &e);
     must(scratch_alloc(&f->s, &f->m, 16, &e), &e);

@@ -16,7 +16,7 @@
 #include <cmocka.h>
 
 static const double eps = 1e-5;
-static const enum compute computes[] = {COMPUTE_F32, COMPUTE_INT8, COMPUTE_INT8X2};
+static const enum compute computes[] = {COMPUTE_F32, COMPUTE_BF16, COMPUTE_INT8, COMPUTE_INT8X2};
 enum { N_COMPUTES = sizeof computes / sizeof *computes };
 
 /* n weights of one input width, their biases (every second one) and places for results. */

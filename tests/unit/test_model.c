@@ -37,7 +37,7 @@ static void open_model(struct under_test *u, const char *kind, const char *devic
     const char *dir = test_tmp(kind);
     if (tiny_write(&t, dir, &e)) fail_msg("%s", e.msg);
     if (checkpoint_open(&u->c, dir, &e)) fail_msg("%s", e.msg);
-    if (backend_open(&u->be, device, "f32", &e)) fail_msg("%s", e.msg);
+    if (backend_open(&u->be, device, "f32", false, &e)) fail_msg("%s", e.msg);
     if (model_load(&u->m, &u->be, &u->c, &e)) fail_msg("%s", e.msg);
     if (scratch_alloc(&u->s, &u->m, 64, &e)) fail_msg("%s", e.msg);
 }

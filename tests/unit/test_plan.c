@@ -23,7 +23,7 @@ static void one(const char *kind)
     struct err e;
     const char *dir = test_tmp(kind);
     assert_int_equal(tiny_kind(&t, kind), 0);
-    if (tiny_write(&t, dir, &e) || checkpoint_open(&c, dir, &e) || backend_open(&be, "cpu-ref", "f32", &e) ||
+    if (tiny_write(&t, dir, &e) || checkpoint_open(&c, dir, &e) || backend_open(&be, "cpu-ref", "f32", false, &e) ||
         model_load(&m, &be, &c, &e) || kv_alloc(&kv, &m, 100, &e) || scratch_alloc(&s, &m, 33, &e) ||
         memory_plan(&p, &c, &be, 100, 33, &e))
         fail_msg("%s", e.msg);

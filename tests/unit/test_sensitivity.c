@@ -44,7 +44,7 @@ static void open_tiny(struct fixture *f, const char *kind, const char *name, con
     t.nan = nan;
     must(tiny_write(&t, test_tmp(name), &e), &e);
     must(checkpoint_open(&f->c, test_tmp(name), &e), &e);
-    must(backend_open(&f->be, "cpu-ref", "f32", &e), &e);
+    must(backend_open(&f->be, "cpu-ref", "f32", false, &e), &e);
     must(model_load(&f->m, &f->be, &f->c, &e), &e);
     bench_random_tokens(f->tokens, T, V, 5);
 }

@@ -75,16 +75,26 @@ static void cpu_copy(struct backend *be, void *dst, const void *src, size_t byte
 
 static void cpu_sync(struct backend *be) { (void)be; }
 
-/* Whether the weight is repacked; p: how. */
-static bool repacked(const struct cpu_ctx *c, struct panels *p, const struct qweight *src)
+/* Whether the weight is repacked: its path and plan into w; returns the bytes that takes, 0 if it stays as it is. */
+static size_t repacked(const struct backend *be, struct cpu_weight *w, const struct qweight *src)
 {
-    return c->passes > 0 && panels_plan(p, src);
+    const struct cpu_ctx *c = be->ctx;
+    if (c->passes > 0 && panels_plan(&w->panels, src)) {
+        w->path = PATH_PANELS;
+        return (size_t)w->panels.n_panels * w->panels.panel_bytes;
+    }
+    if (be->compute == COMPUTE_BF16 && bf16_plan(&w->bf16, src)) {
+        w->path = PATH_BF16;
+        return (size_t)w->bf16.n_panels * w->bf16.panel_bytes;
+    }
+    return 0;
 }
 
 static size_t cpu_weight_bytes(struct backend *be, const struct qweight *src)
 {
-    struct panels p;
-    return repacked(be->ctx, &p, src) ? (size_t)p.n_panels * p.panel_bytes : (size_t)src->bytes;
+    struct cpu_weight w;
+    size_t bytes = repacked(be, &w, src);
+    return bytes ? bytes : (size_t)src->bytes;
 }
 
 static int cpu_load_weight(struct backend *be, struct weight *out, const struct qweight *src, struct err *e)
@@ -99,14 +109,19 @@ static int cpu_load_weight(struct backend *be, struct weight *out, const struct 
     *out = (struct weight){.n_out = src->n_out, .n_in = src->n_in, .resident_bytes = (size_t)src->bytes,
                            .read_bytes = (size_t)src->bytes, .mapped = !src->in_memory, .data = w};
     snprintf(out->format, sizeof out->format, "%s", src->fmt.name ? src->fmt.name : "other");
-    if (repacked(ctx, &w->panels, src)) {
-        w->path = PATH_PANELS;
-        w->panels.data = arena_alloc(&ctx->arena, (size_t)w->panels.n_panels * w->panels.panel_bytes);
+    size_t bytes = repacked(be, w, src);
+    if (!bytes) return 0;
+    void *data = arena_alloc(&ctx->arena, bytes);
+    if (w->path == PATH_PANELS) {
+        w->panels.data = data;
         panels_pack(&w->panels, src);
-        qweight_drop(src);
-        out->resident_bytes = out->read_bytes = (size_t)w->panels.n_panels * w->panels.panel_bytes;
-        out->mapped = false;
+    } else {
+        w->bf16.data = data;
+        bf16_pack(&w->bf16, src);
     }
+    qweight_drop(src);
+    out->resident_bytes = out->read_bytes = bytes;
+    out->mapped = false;
     return 0;
 }
 
@@ -115,6 +130,7 @@ static void cpu_free_weight(struct backend *be, struct weight *w)
     struct cpu_ctx *ctx = be->ctx;
     struct cpu_weight *c = w->data;
     if (c) arena_free(&ctx->arena, c->panels.data);
+    if (c) arena_free(&ctx->arena, c->bf16.data);
     free(c);
     *w = (struct weight){0};
 }
@@ -176,11 +192,12 @@ static const struct backend_ops cpu_ops = {
 
 int cpu_open(struct backend *be, enum compute compute, enum isa isa, struct err *e)
 {
-    if (compute != COMPUTE_F32 && compute != COMPUTE_INT8 && compute != COMPUTE_INT8X2)
-        return err_set(e, "compute '%s': not offered by device cpu (f32, int8 or int8x2 was expected)", compute_name(compute));
+    if (compute == COMPUTE_F16)
+        return err_set(e, "compute '%s': not offered by device cpu (f32, bf16, int8 or int8x2 was expected)", compute_name(compute));
     struct cpu_ctx *c = mem_new(1, sizeof *c);
     c->k = kernels_of(isa);
     c->k8 = int8_kernels_of(isa);
+    c->k16 = bf16_kernels_of(isa);
     c->passes = compute == COMPUTE_INT8 ? 1 : compute == COMPUTE_INT8X2 ? 2 : 0;
     *be = (struct backend){.ops = &cpu_ops, .compute = compute, .ctx = c};
     return 0;

@@ -3,6 +3,7 @@
 #define QLAB_BACKEND_CPU_CPU_H
 
 #include "backend/cpu/arena.h"
+#include "backend/cpu/bf16.h"
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/panels.h"
 #include "base/par.h"
@@ -11,7 +12,8 @@ enum path {
     PATH_DIRECT,   /* rows of floats are read by the dot kernels as they lie in the file */
     PATH_DEQUANT,  /* columns of a row are dequantized to floats in the cache, then as above */
     PATH_REFERENCE, /* the same by qweight_rows_f32, whole rows: layouts the kernels do not know */
-    PATH_PANELS     /* compute int8: repacked for integer dot products */
+    PATH_PANELS,    /* compute int8: repacked for integer dot products */
+    PATH_BF16       /* compute bf16: float weights, rounded and repacked */
 };
 
 struct cpu_weight {
@@ -20,6 +22,7 @@ struct cpu_weight {
     enum elem elem;       /* PATH_DIRECT */
     const uint8_t *rows;  /* PATH_DIRECT: the first row, others follow without gaps; NULL: see tensor_row */
     struct panels panels; /* PATH_PANELS */
+    struct bf16_panels bf16; /* PATH_BF16 */
 };
 
 /* Scratch that one thread has to itself and that grows when asked. */
@@ -34,6 +37,7 @@ struct rope_table; /* elementwise.c */
 struct cpu_ctx {
     const struct kernels *k;
     const struct int8_kernels *k8;
+    const struct bf16_kernels *k16;
     int passes; /* of int8 over the activations; 0: none */
     struct thread_buf *buf; /* n_buf, at least par_threads() while an op runs */
     int n_buf;
@@ -81,8 +85,9 @@ struct mm {
 };
 /* What follows for rows r0 … r1−1 of tokens t0 … t1−1, whose products are there. */
 void mm_then(const struct mm *m, int64_t r0, int64_t r1, int64_t t0, int64_t t1, int thread);
-/* Jobs whose weights are panels; all of it. */
+/* Jobs whose weights are all of this path; all of it. */
 void mm_int8(const struct mm *m);
+void mm_bf16(const struct mm *m);
 
 void cpu_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok);
 void cpu_norm_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, const float *norm, double eps,

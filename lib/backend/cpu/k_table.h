@@ -1,5 +1,6 @@
 /* Kernel source: the table of one instruction set, filled with the kernels compiled for it. */
 #include "backend/cpu/k_attention.h"
+#include "backend/cpu/k_bf16.h"
 #include "backend/cpu/k_dequant.h"
 #include "backend/cpu/k_dot.h"
 #include "backend/cpu/k_elementwise.h"

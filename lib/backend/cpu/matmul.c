@@ -193,18 +193,22 @@ static void mm_f32(const struct mm *of)
     par_for_dynamic(items, 1, tiles, &cut);
 }
 
+static void (*mm_of(const struct matmul *job))(const struct mm *)
+{
+    enum path path = ((const struct cpu_weight *)job->w->data)->path;
+    return path == PATH_PANELS ? mm_int8 : path == PATH_BF16 ? mm_bf16 : mm_f32;
+}
+
 static void mm_run(const struct mm *m)
 {
-    int n_i8 = 0;
     if (m->n_tok <= 0 || m->n_jobs <= 0) return;
+    void (*run)(const struct mm *) = mm_of(&m->jobs[0]);
     for (int j = 0; j < m->n_jobs; j++) {
         assert(m->jobs[j].w->n_in == m->n_in);
-        n_i8 += ((const struct cpu_weight *)m->jobs[j].w->data)->path == PATH_PANELS;
+        if (mm_of(&m->jobs[j]) != run) run = NULL;
     }
-    if (n_i8 == m->n_jobs) {
-        mm_int8(m);
-    } else if (n_i8 == 0) {
-        mm_f32(m);
+    if (run) {
+        run(m);
     } else { /* a layer may mix formats */
         struct mm one = *m;
         one.x = normed(m);

@@ -43,6 +43,12 @@ INLINE vf vf_load_f16_n(const uint16_t *p, int64_t n)
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_n(n), p));
 }
 INLINE vf vf_bf16(__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
+/* The even or the odd ones of 2·VL bf16 */
+INLINE vf vf_bf16_even(const uint8_t *p) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16)); }
+INLINE vf vf_bf16_odd(const uint8_t *p)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32((int)0xffff0000)));
+}
 INLINE vf vf_load_bf16(const uint16_t *p) { return vf_bf16(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE vf vf_load_bf16_n(const uint16_t *p, int64_t n) { return vf_bf16(_mm256_maskz_loadu_epi16(mask_n(n), p)); }
 INLINE void vf_store_f16(uint16_t *p, vf a)
@@ -118,6 +124,14 @@ INLINE vf vf_load_bf16_n(const uint16_t *p, int64_t n)
     uint16_t t[8] = {0};
     memcpy(t, p, (size_t)n * 2);
     return vf_load_bf16(t);
+}
+INLINE vf vf_bf16_even(const uint8_t *p)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)p), 16));
+}
+INLINE vf vf_bf16_odd(const uint8_t *p)
+{
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i *)p), _mm256_set1_epi32((int)0xffff0000)));
 }
 INLINE void vf_store_f16(uint16_t *p, vf a)
 {
@@ -204,6 +218,14 @@ INLINE vf vf_load_bf16_n(const uint16_t *p, int64_t n)
     return a;
 }
 INLINE vf vf_load_bf16(const uint16_t *p) { return vf_load_bf16_n(p, VL); }
+INLINE vi vi_load(const uint8_t *p)
+{
+    vi a;
+    memcpy(&a, p, sizeof a);
+    return a;
+}
+INLINE vf vf_bf16_even(const uint8_t *p) { return (vf)(vi_load(p) << 16); }
+INLINE vf vf_bf16_odd(const uint8_t *p) { return (vf)(vi_load(p) & (int)0xffff0000); }
 INLINE void vf_store_f16(uint16_t *p, vf a)
 {
     for (int i = 0; i < VL; i++) p[i] = f32_to_f16(a[i]);
