@@ -48,6 +48,8 @@ ppl := --text '$(call q,$(TEXT_PATH))' --text-form '$(call q,$(TEXT_FORM))' --pr
     $(if $(CHARS),--chars '$(call q,$(CHARS))') $(if $(WINDOWS),--max-windows '$(call q,$(WINDOWS))') $(run) \
     --ref $(M)/f16/model --ref-cache $(M)/ref.states
 text := $(notdir $(subst $() ,_,$(TEXT_PATH)))
+# What int8 compute costs, where quality is computed in f32: a column of the report.
+also := $(if $(filter-out f32,$(COMPUTE)),,--also int8 --also-windows 8)
 # What runs that were killed left behind.
 sweep = rm -rf '$(@D)'/$(1).part-* '$(@D)'/$(1).old-*
 
@@ -102,7 +104,7 @@ endef
 define ppl_rule
 $(call at,$(1))/ppl.json: $(call at,$(1))/quant.json $(M)/.stamp/ppl $(S)/qppl.tool | $(M)/ref.states
 	@$$(call say_ppl,$(tick),$(1): perplexity on $(text) against f16)
-	@$$(call sweep,ppl.nll); $$(call json,qppl $$(quiet) '$$(@D)/model' $$(ppl) --nll '$$(@D)/ppl.nll')
+	@$$(call sweep,ppl.nll); $$(call json,qppl $$(quiet) '$$(@D)/model' $$(ppl) $$(also) --nll '$$(@D)/ppl.nll')
 endef
 
 # Speed is measured while nothing else runs: after all that is above, one format after the other, whatever -j says;

@@ -4,7 +4,7 @@
 #include "base/mem.h"
 #include "base/msg.h"
 #include "base/record.h"
-#include "base/stats.h"
+#include "eval/comparison.h"
 #include "eval/device.h"
 #include "eval/ppl.h"
 #include "eval/text.h"
@@ -16,9 +16,9 @@
 #define RESULTS_VERSION 1
 
 static struct {
-    const char *text, *text_form, *protocol, *nll, *ref, *ref_compute, *ref_cache, *leak;
-    int64_t ctx, stride, chars, max_windows;
-} o = {.text_form = "file", .protocol = "llamacpp", .ref_compute = "f32"};
+    const char *text, *text_form, *protocol, *nll, *ref, *ref_compute, *ref_cache, *leak, *also;
+    int64_t ctx, stride, chars, max_windows, also_windows;
+} o = {.text_form = "file", .protocol = "llamacpp", .ref_compute = "f32", .also_windows = 8};
 
 static struct opt opts[] = {
     {"text", 0, OPT_STR, &o.text, "FILE", "text to measure on (required)", NULL, 0, 0},
@@ -37,6 +37,9 @@ static struct opt opts[] = {
      COMPUTE_NAMES, 0, 0},
     {"ref-cache", 0, OPT_STR, &o.ref_cache, "FILE", "keep the reference's final hidden states in this file and use them\n"
      "when they fit: same results, without running the reference again", NULL, 0, 0},
+    {"also", 0, OPT_CHOICE, &o.also, "KIND", "compute the model's first windows in this too: its KL divergence from --compute",
+     COMPUTE_NAMES, 0, 0},
+    {"also-windows", 0, OPT_INT, &o.also_windows, "N", "windows for --also; 0 is all", NULL, 0, 1e15},
     {"leak", 0, OPT_STR, &o.leak, "FILE", "refuse a text that shares runs of 32 tokens with FILE", NULL, 0, 0},
     {0},
 };
@@ -49,7 +52,8 @@ static const char details[] =
     "  gptq        windows of 2048 without overlap, all predictions scored\n"
     "\nResults: protocol, n_tokens, n_windows, n_scored, nll, nll_se, ppl, ppl_se, bits_per_byte (nll/ln 2 times tokens a\n"
     "byte of the text), compute; with --ref also kld{mean,se,median,p90,p99,p999,max} in nats, top1_agreement, top1_se,\n"
-    "delta_p_rms, delta_nll{mean,se} (this model minus the reference, paired).\n"
+    "delta_p_rms, delta_nll{mean,se} (this model minus the reference, paired); with\n"
+    "--also KIND: also{compute, n_windows, n_scored, kld ... delta_nll} (KIND against --compute on the same weights).\n"
     "Text must be UTF-8; every invalid sequence is read as U+FFFD.\n"
     "\nExamples:\n"
     "  qppl model --text wiki.test.raw | jq .results.ppl\n"
@@ -116,37 +120,6 @@ static void states_key(char key[65], const struct record *r, const struct eval_t
                          (long long)ws->n, ws->replace_bos);
     sha256_hex(s, strlen(s), key);
     free(s);
-}
-
-static json_t *mean_json(struct mean_se m)
-{
-    json_t *v = json_object();
-    json_put(v, "mean", json_num(m.mean));
-    json_put(v, "se", json_num(m.se));
-    return v;
-}
-
-static void put_comparison(struct record *r, const struct ppl_result *p)
-{
-    struct mean_se kld = stats_mean(p->kld, p->n), d = stats_paired(p->nll, p->nll_ref, p->n);
-    double agree = (double)p->n_top1 / (double)p->n, sq = 0;
-    for (int64_t i = 0; i < p->n; i++) sq += p->delta_p[i] * p->delta_p[i];
-    json_t *k = json_object();
-    if (!isfinite(kld.mean) && !r->not_finite) r->not_finite = "kld";
-    json_put(k, "mean", json_num(kld.mean));
-    json_put(k, "se", json_num(kld.se));
-    stats_sort(p->kld, p->n);
-    static const struct {
-        const char *key;
-        double q;
-    } at[] = {{"median", .5}, {"p90", .9}, {"p99", .99}, {"p999", .999}, {"max", 1}};
-    for (size_t i = 0; i < sizeof at / sizeof *at; i++)
-        json_put(k, at[i].key, json_num(stats_quantile_sorted(p->kld, p->n, at[i].q)));
-    json_put(r->results, "kld", k);
-    json_put(r->results, "top1_agreement", json_num(agree));
-    json_put(r->results, "top1_se", json_num(p->n > 1 ? sqrt(agree * (1 - agree) / (double)(p->n - 1)) : 0));
-    json_put(r->results, "delta_p_rms", json_num(sqrt(sq / (double)p->n)));
-    json_put(r->results, "delta_nll", mean_json(d));
 }
 
 static void put_results(struct record *r, const struct ppl_result *p, const struct eval_text *t,
@@ -228,10 +201,19 @@ int main(int argc, char **argv)
               (long long)ws.n, (long long)ws.n_scored, o.ref ? states.rows ? ", reference kept" : ", with reference" : "");
     struct ppl_job job = {.model = &model.m, .ref = to, .states = &states, .save_states = o.ref_cache,
                           .states_key = key, .tokens = text.ids, .windows = &ws, .bos = (int32_t)tokenizer_bos(tok)};
+    struct windows first = windows_first(&ws, o.also_windows);
+    if (o.also) job.n_keep = first.n_scored;
+    if (o.also) job.keep = mem_array((size_t)job.n_keep * (size_t)cfg->hidden_size, sizeof *job.keep);
     struct ppl_result res;
     if (ppl_run(&job, &res, &e)) die("%s", e.msg);
     put_results(&r, &res, &text, &ws, &model.be);
-    if (o.ref) put_comparison(&r, &res);
+    if (o.ref && !comparison_put(r.results, &res) && !r.not_finite) r.not_finite = "kld";
+    if (o.also) {
+        json_t *v = comparison_of_compute(&job, &model.c, tool.common.device, o.also, &first, job.keep, &e);
+        if (!v) die("%s: %s", operands[0], e.msg);
+        json_put(r.results, "also", v);
+        free(job.keep);
+    }
     if (o.nll && !r.not_finite) write_nll(&r, &res);
     json_put(r.timing, "peak_rss_bytes", json_integer(mem_peak_rss()));
     json_put(r.timing, "weights_bytes", json_integer(model.m.weights_bytes));

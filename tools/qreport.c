@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RESULTS_VERSION 2
+#define RESULTS_VERSION 3
 
 static int given_argc;
 static char **given_argv;

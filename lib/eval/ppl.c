@@ -155,7 +155,10 @@ static int compare_slice(struct run *x, int64_t row, int64_t n, const int32_t *t
 static int score_slice(struct run *x, int64_t row, int64_t n, const int32_t *targets, struct err *e)
 {
     const struct model *m = x->model.m;
-    model_logits(m, x->model.s.x + row * m->cfg.hidden_size, n, x->model.logits);
+    int64_t D = m->cfg.hidden_size, keep = clamp(x->job->n_keep - x->done, 0, n);
+    model_logits(m, x->model.s.x + row * D, n, x->model.logits);
+    if (keep)
+        m->be->ops->download(m->be, x->job->keep + x->done * D, x->model.s.x + row * D, (size_t)(keep * D) * sizeof(float));
     if (x->job->ref) {
         if (compare_slice(x, row, n, targets, e)) return -1;
     } else {

@@ -26,6 +26,8 @@ struct ppl_job {
     const char *states_key;          /* 64 hex digits, with save_states */
     const int32_t *tokens;
     const struct windows *windows;
+    float *keep;    /* NULL, or (n_keep, hidden), host: to be filled with model's final states at the first scored rows */
+    int64_t n_keep;
     int32_t bos; /* with windows->replace_bos */
 };
 

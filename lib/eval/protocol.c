@@ -81,6 +81,18 @@ int windows_make(struct windows *ws, enum protocol p, int64_t n_tokens, int64_t 
     return 0;
 }
 
+struct windows windows_first(const struct windows *ws, int64_t n)
+{
+    struct windows v = *ws;
+    if (n > 0 && n < v.n) v.n = n;
+    v.n_scored = v.longest = 0;
+    for (int64_t i = 0; i < v.n; i++) {
+        v.n_scored += v.w[i].n - 1 - v.w[i].first;
+        if (v.w[i].n > v.longest) v.longest = v.w[i].n;
+    }
+    return v;
+}
+
 void windows_free(struct windows *ws)
 {
     free(ws->w);

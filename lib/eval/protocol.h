@@ -38,6 +38,8 @@ struct windows {
 int windows_make(struct windows *ws, enum protocol p, int64_t n_tokens, int64_t ctx, int64_t stride, int64_t max_windows,
                  int64_t max_position_embeddings, bool adds_bos, struct err *e);
 void windows_free(struct windows *ws);
+/* The first n windows (all, if n is 0 or more than there are): a view, not to be freed. */
+struct windows windows_first(const struct windows *ws, int64_t n);
 
 /* Weighted mean of one value a scored token, and its standard error as if tokens were independent: with
  * c_i = weight/(count·Σ weight) of the token's window, se² = n/(n−1) · Σ c_i²·(x_i − mean)²; sd/√n for equal weights. */

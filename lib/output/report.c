@@ -66,7 +66,7 @@ static char *reference_name(const struct rows *rs)
 void report_table(const struct rows *rs, struct table *t)
 {
     table_begin(t, "format|>GiB on disk|>GiB in memory|>bits/weight read|>TTFT ms|>prefill t/s|>decode t/s|>PPL|"
-                   ">Δ ln PPL|verdict|>KLD|>same top-1 %");
+                   ">Δ ln PPL|verdict|>KLD|>same top-1 %|>KLD of int8 compute");
     for (size_t i = 0; i < rs->n; i++) {
         const struct row *r = &rs->r[i];
         const char *v = verdict(r);
@@ -86,6 +86,7 @@ void report_table(const struct rows *rs, struct table *t)
         table_cell(t, "%s", v ? v : "–");
         table_cell(t, "%s", fmt_pm(kld.v, kld.se, 0));
         table_cell(t, "%s", fmt_pm(100 * top1.v, 100 * top1.se, 0));
+        table_cell(t, "%s", fmt_pm(r->int8_kld.v, r->int8_kld.se, 0));
     }
 }
 
@@ -154,6 +155,12 @@ static void notes(const struct rows *rs, FILE *f)
                    "- **KLD**: mean over the scored tokens of KL(%s ‖ format), in nats. **same top-1**: share of tokens "
                    "where both name the same likeliest token.\n",
                 ref, ref);
+    char *also = values_of(rs, 'p', "results.also.n_windows");
+    if (*also)
+        fprintf(f, "- **KLD of int8 compute**: what the fast compute costs on the same weights: mean KL(as PPL is computed ‖ int8) "
+                   "over the first %s windows, in nats. It comes on top of the format's own damage.\n",
+                also);
+    free(also);
     if (b) {
         char *comp = values_of(rs, 'b', "params.compute"), *dev = values_of(rs, 'b', "params.device");
         char *cpu = values_of(rs, 'b', "host.cpu"), *gpu = values_of(rs, 'b', "host.gpu");

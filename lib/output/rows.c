@@ -276,6 +276,9 @@ static int figures(const struct rows *rs, struct row *r, struct err *e)
     r->ppl_pm = pm_at(r->ppl, "results.ppl", "results.ppl_se", &bad);
     r->delta = pm_at(r->ppl, "results.delta_nll.mean", "results.delta_nll.se", &bad);
     r->kld = pm_at(r->ppl, "results.kld.mean", "results.kld.se", &bad);
+    r->int8_kld = (struct pm){NAN, NAN};
+    const char *also = str_at(r->ppl, "results.also.compute");
+    if (also && !strcmp(also, "int8")) r->int8_kld = pm_at(r->ppl, "results.also.kld.mean", "results.also.kld.se", &bad);
     r->top1 = pm_at(r->ppl, "results.top1_agreement", "results.top1_se", &bad);
     r->generated = str_at(r->say, "results.generated.text");
     if (bad) return err_set(e, "row %s: \"%s\" is not a number", r->name, bad);
@@ -381,6 +384,7 @@ json_t *rows_json(const struct rows *rs)
         json_put(o, "delta_nll", pm_json(r->delta));
         json_put(o, "verdict", str_json(verdict(r)));
         json_put(o, "kld", pm_json(r->kld));
+        json_put(o, "int8_kld", pm_json(r->int8_kld));
         json_put(o, "top1_agreement", pm_json(r->top1));
         json_put(o, "generated", str_json(r->generated));
         json_array_append_new(a, o);

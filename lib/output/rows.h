@@ -27,6 +27,7 @@ struct row {
     double linears_bytes, head_bytes, other_bytes; /* by class; NaN without a qload --tensors record */
     double ttft_ms, prefill_tps, decode_tps, decode_min, decode_max; /* medians; decode_* extremes of the trials */
     struct pm ppl_pm, delta, kld, top1;
+    struct pm int8_kld; /* of computing in int8 instead of as ppl does, on the same weights */
     const char *generated;
     bool is_ref;          /* the others are compared with it: its own difference is zero by definition */
 };

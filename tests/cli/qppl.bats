@@ -85,6 +85,20 @@ ppl() { "$B/bin/qppl" -q "$@" >"$r"; }
     done
 }
 
+@test "--also: the same divergence as a run of its own, on the windows asked for" {
+    ppl "$q" --text $text --ctx 64 --chars 2000 --max-windows 4 --ref "$q" --compute int8
+    jq -cS '.results | {compute, n_windows, n_scored, kld, top1_agreement, top1_se, delta_p_rms, delta_nll}' "$r" >"$r.own"
+    ppl "$q" --text $text --ctx 64 --chars 2000 --ref "$m" --also int8 --also-windows 4
+    "$B/tests/schema_check" docs/schema/qppl.json "$r"
+    jq -cS .results.also "$r" >"$r.also"
+    cmp "$r.own" "$r.also"
+    jq -cS '.results | del(.also)' "$r" >"$r.rest"
+    ppl "$q" --text $text --ctx 64 --chars 2000 --ref "$m"
+    jq -cS .results "$r" | cmp - "$r.rest"
+    ppl "$m" --text $text --ctx 64 --chars 1000 --protocol hf-sliding --stride 16 --also int8x2 --also-windows 0
+    holds '.results | .also.n_scored == .n_scored and .also.kld.mean < 1e-6' "$r"
+}
+
 @test "kept states of the reference give the same results without running it, and are replaced when they do not fit" {
     c=$BATS_TEST_TMPDIR/states
     ppl "$q" --text $text --ctx 64 --chars 1000 --ref "$m"

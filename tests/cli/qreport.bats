@@ -48,7 +48,8 @@ setup() {
         nll: 3, nll_se: 0.02, ppl: 20.09, ppl_se: 0.41, compute: "f32"}'
     record nf4-ppl.json qppl nf4 'text | ref | .params.ctx = 0 | .results = {protocol: "llamacpp", n_tokens: 10000, n_scored: 5000,
         nll: 3.2, nll_se: 0.02, ppl: 24.53, ppl_se: 0.5, compute: "f32", kld: {mean: 0.19, se: 0.004}, top1_agreement: 0.8,
-        top1_se: 0.005, delta_nll: {mean: 0.2, se: 0.01}}'
+        top1_se: 0.005, delta_nll: {mean: 0.2, se: 0.01},
+        also: {compute: "int8", n_windows: 8, n_scored: 2040, kld: {mean: 0.0021, se: 0.0001}}}'
     record nf4-bench.json qbench nf4 "$summary"' .params += {prompt_tokens: 64, gen: 8, trials: 2, warmup: 1} |
         .results = {ttft_ms: s(40), prefill_tps: s(900), decode_tps: s(77), token_ms: s(13),
                     memory: {weights_bytes: 500}, bandwidth: {decode_bytes_per_token: 704}}'
@@ -65,7 +66,9 @@ setup() {
     "$B/tests/schema_check" "$src/docs/schema/qreport.json" out.json
     holds '.results.rows | length == 2 and map(.name) == ["f16", "nf4"]' out.json
     holds '.results.rows[1] | .ppl.mean == 24.53 and .decode_tps == 77 and .disk_bytes == 250 and .memory_bytes == 500' out.json
-    holds '.results.rows[1] | .verdict == "worse" and .kld.mean == 0.19 and .top1_agreement.mean == 0.8' out.json
+    holds '.results.rows[1] | .verdict == "worse" and .kld.mean == 0.19 and .top1_agreement.mean == 0.8 and
+        .int8_kld.mean == 0.0021' out.json
+    holds '.results.rows[0].int8_kld.mean == null' out.json
     # 704 bytes over 2 layers × 8·(2·8 + 2·4 + 3·16) + 32·8 = 1408 weights; the architecture is that of the base
     holds '.results.rows[1].bpw_read == 4' out.json
     holds '.results.rows[0] | .verdict == "reference" and .linears_bytes == 600 and .head_embedding_bytes == 150' out.json

@@ -31,7 +31,7 @@ struct opened {
 #ifdef CUDA_EMU /* the machine's own cuBLAS, if it has one, knows nothing of the emulated device */
         setenv("QLAB_CUDA_BLAS", "0", 1);
 #endif
-        if (backend_open(&be, device, compute, &e)) die("%s", e.msg);
+        if (backend_open(&be, device, compute, false, &e)) die("%s", e.msg);
     }
     ~opened() { backend_close(&be); }
     opened(const opened &) = delete;

@@ -18,7 +18,7 @@ void refused(const char *device, const char *message)
 {
     struct backend be = {};
     struct err e = {""};
-    int rc = backend_open(&be, device, "auto", &e);
+    int rc = backend_open(&be, device, "auto", false, &e);
     CHECK(rc, "%s was opened (\"%s\" was expected)", device, message);
     CHECK(!rc || strstr(e.msg, message), "%s: \"%s\" (\"%s\" was expected)", device, e.msg, message);
     if (!rc) backend_close(&be);
@@ -39,7 +39,7 @@ struct runs {
         setenv("QLAB_CUDA_BLAS", "0", 1);
         par_set_threads(1);
         if (tiny_kind(&t, "llama-tied") || tiny_write(&t, dir, &e) || checkpoint_open(&c, dir, &e) ||
-            backend_open(&be, "cuda", "int8", &e) || model_load(&m, &be, &c, &e) || scratch_alloc(&s, &m, 16, &e))
+            backend_open(&be, "cuda", "int8", false, &e) || model_load(&m, &be, &c, &e) || scratch_alloc(&s, &m, 16, &e))
             die("%s", e.msg);
     }
     void cache(int64_t n)
@@ -88,7 +88,7 @@ EMU_TEST(backend_refusals)
     emu::reset_errors();
     struct backend be;
     struct err e;
-    CHECK(!backend_open(&be, "cuda", "auto", &e), "%s", e.msg);
+    CHECK(!backend_open(&be, "cuda", "auto", false, &e), "%s", e.msg);
     CHECK(be.compute == COMPUTE_INT8, "auto is %s", compute_name(be.compute));
     backend_close(&be);
 }

@@ -33,10 +33,12 @@ setup() {
 @test "all quality figures are against f16, whose own difference is zero" {
     start
     [ "$(jq -c '.results.delta_nll.mean, .results.kld.mean' "$m/f16/ppl.json")" = $'0\n0' ]
-    jq -e '.results.kld.mean > 0' "$m/$x/ppl.json" >/dev/null
+    jq -e '.results | .kld.mean > 0 and .also.compute == "int8" and .also.n_windows > 0' "$m/$x/ppl.json" >/dev/null
+    jq -e '.results.rows | .[0].int8_kld.mean == null and .[1].int8_kld.mean > 0' "$m/gen2/report.json" >/dev/null
+    grep -q '^| format .*| KLD of int8 compute |$' "$m/gen2/report.md"
     [ "$(jq -r '.inputs[] | select(.role == "ref").sha256' "$m"/*/ppl.json | sort -u | wc -l)" = 1 ]
     # the kept states give what running f16 again gives
-    "$B/bin/qppl" -q "$m/$x/model" --text "$text" --ref "$model" | jq -cS .results >"$T/again"
+    "$B/bin/qppl" -q "$m/$x/model" --text "$text" --ref "$model" --also int8 | jq -cS .results >"$T/again"
     jq -cS .results "$m/$x/ppl.json" | cmp - "$T/again"
 }
 
