@@ -48,3 +48,16 @@ setup() {
     run tests/gpu/run speed
     [ "$status" = 2 ]
 }
+
+@test "tests of kernels that find no device fail, and are tried again" {
+    mkdir -p "$BATS_TEST_TMPDIR/b/gpu"
+    export B=$BATS_TEST_TMPDIR/b
+    printf '#!/bin/sh\necho "ok 1 - x # SKIP no driver"\necho 1..1\n' >"$B/gpu/test_x"
+    chmod +x "$B/gpu/test_x"
+    run tests/gpu/run ops
+    [ "$status" = 1 ] && [[ "$output" == *"test_x: FAILED: no driver"* ]]
+    sed -i 's/ # SKIP no driver//' "$B/gpu/test_x"
+    run tests/gpu/run ops
+    [ "$status" = 0 ] && [[ "$output" != *"done before"* ]]
+    grep -q '^| test_x | 1 | 0 |$' "$OUT/gpu.md"
+}

@@ -280,6 +280,7 @@ EMU_TEST(backend_attention)
                 now.push_back({&c, row, fresh[size_t(j)]});
             }
             o->kv_append(s, old.data(), int(old.size()), 1, dk.p, dv.p);
+            o->kv_append(s, old.data(), int(old.size()), 0, dv.p, dk.p); /* another layer's are others */
             for (int j = 0; j < n_spans; j++) kv[size_t(j)].n = depth[size_t(j)];
             o->kv_append(s, now.data(), n_spans, 1, dk.p + before * kvs * hd, dv.p + before * kvs * hd);
             o->attention(s, dout.p, dq.p, now.data(), n_spans, 1, heads);

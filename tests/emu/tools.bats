@@ -120,3 +120,12 @@ refused() {
 @test "docs/cuda.md has the predictions that cuda_cost makes" {
     diff <(sed '1,/cuda_cost:begin/d; /cuda_cost:end/,$d' docs/cuda.md) <("$E/cuda_cost")
 }
+
+@test "tests/gpu/run measures speed on a device" {
+    mkdir "$T/B"
+    ln -s "$E" "$T/B/bin"
+    ln -s "$E" "$T/B/tests"
+    B=$T/B OUT=$T/gpu DEVICE=cuda MODEL=$T/int4-g64 SHAPES='' FORMATS=f16 DEPTHS=0 PROMPTS=4 GEN=3 run tests/gpu/run bench
+    [ "$status" = 0 ] || { echo "$output"; false; }
+    jq -e '.device == "cuda" and .records[0].host.gpu == "emulated GPU" and (.records[0].results.kernels | length) > 0' "$T/gpu/gpu.json"
+}
