@@ -11,6 +11,7 @@ constexpr int rope_threads = 128;
 template <class T> __global__ void __launch_bounds__(rope_threads) rope_append_rows(attn_new a, attn_batch b, attn_shape s)
 {
     DYN_SHARED(float2, turn);
+    kernel_begin();
     const attn_span &sp = b.span[blockIdx.y];
     const int t = blockIdx.x, lane = threadIdx.x & 31, hd = s.head_dim, half = hd / 2;
     if (t >= sp.n_new) return;
@@ -83,6 +84,7 @@ template <class T, int R> __global__ void __launch_bounds__(rows_threads) attn_r
     SHARED_ARRAY(float, m, [R]);
     SHARED_ARRAY(float, l, [R]);
     SHARED_ARRAY(float, keep, [R]);
+    kernel_begin();
     const attn_span &sp = a.b.span[blockIdx.z];
     const int hd = a.s.head_dim, G = a.s.n_heads / a.s.n_kv_heads, kv = blockIdx.y;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, groups = rows_threads / a.width;

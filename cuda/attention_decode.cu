@@ -211,6 +211,7 @@ __global__ void __launch_bounds__(decode_shape<T, LPT, G>::threads) attn_decode(
     SHARED_ARRAY(float2, turn, [shape::hd_max / 2]);
     SHARED_ARRAY(T, k_new, [shape::hd_max]);
     SHARED_ARRAY(T, v_new, [shape::hd_max]);
+    kernel_begin();
     const attn_span &sp = a.b.span[blockIdx.z];
     const int hd = a.s.head_dim, n_of = a.s.n_heads / a.s.n_kv_heads, head_groups = (n_of + G - 1) / G;
     const int kv = blockIdx.x / head_groups, g0 = blockIdx.x % head_groups * G;

@@ -46,6 +46,7 @@ template <int D> __global__ void __launch_bounds__(prefill_threads) attn_prefill
 {
     using shape = prefill_shape<D>;
     constexpr int KT = shape::KT, stride = shape::stride;
+    kernel_begin();
     const attn_span &sp = a.b.span[blockIdx.z];
     const int hd = a.s.head_dim, G = a.s.n_heads / a.s.n_kv_heads, kv = blockIdx.y, n_rows = sp.n_new * G;
     const int tiles = (n_rows + prefill_rows - 1) / prefill_rows, tile = tiles - 1 - int(blockIdx.x); /* longest first */

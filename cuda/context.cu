@@ -50,7 +50,11 @@ static int find_device(int index, const char *who, struct err *e)
     return 0;
 }
 
-__global__ void probe_kernel(int *p) { *p = 1; }
+__global__ void probe_kernel(int *p)
+{
+    kernel_begin();
+    *p = 1;
+}
 
 /* A kernel runs at all: this binary has code for the device. */
 static int probe(struct cuda_ctx *c, struct err *e)

@@ -33,6 +33,21 @@ constexpr unsigned full_warp = 0xffffffffu;
 #define PTX_HERE
 #endif
 
+/* The first statement of every kernel but for declarations of shared memory: waits until the kernels before it have ended
+ * and what they wrote is seen, then lets the next one start, which waits here in turn. So a kernel launched early
+ * (launch.h) is ordered after all earlier ones, not only after its neighbour. Does nothing in a kernel that was not
+ * launched early, and before sm_90. The emulation refuses kernels without it; check-sass looks for it before the first
+ * access to memory. __ldg is only for what no kernel writes: such reads could be moved before the wait. */
+__device__ __forceinline__ void kernel_begin()
+{
+#ifdef CUDA_EMU
+    emu::kernel_begin();
+#elif __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /* launch("name", kernel<64>, grid, block, dynamic_smem, stream, args…): arguments are converted to the kernel's own
  * types. Errors are kept for launch_failed (launch.h), which says the name and the shape. */
 template <class... P, class... A>
@@ -46,8 +61,18 @@ void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_
         rc = emu::launch(name, reinterpret_cast<const void *>(kernel), grid, block, smem, s,
                          [=] { kernel(static_cast<P>(args)...); });
 #else
-        kernel<<<grid, block, smem, s>>>(static_cast<P>(args)...);
-        rc = cudaGetLastError();
+        cudaLaunchAttribute early = {};
+        early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        early.val.programmaticStreamSerializationAllowed = 1;
+        cudaLaunchConfig_t config = {};
+        config.gridDim = grid;
+        config.blockDim = block;
+        config.dynamicSmemBytes = smem;
+        config.stream = s;
+        config.attrs = &early;
+        config.numAttrs = launch_early(reinterpret_cast<const void *>(kernel)) ? 1 : 0;
+        rc = cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
+        cudaGetLastError(); /* rc has it */
 #endif
     }
     launch_note(name, grid, block, smem, s, rc);

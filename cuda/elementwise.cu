@@ -12,6 +12,7 @@ __global__ void __launch_bounds__(max_threads)
 rmsnorm_kernel(float *y, struct cuda_acts acts, const float *x, const float *w, int n, float eps)
 {
     SHARED_ARRAY(float, of_warp, [max_threads / 32]);
+    kernel_begin();
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const size_t row = blockIdx.x;
     x += row * n;
@@ -48,6 +49,7 @@ struct sum_of {
 template <class F, bool Wide>
 __global__ void __launch_bounds__(256) pairs_kernel(float *out, const float *a, const float *b, int64_t n)
 {
+    kernel_begin();
     const int64_t i = (int64_t(blockIdx.x) * 256 + threadIdx.x) * (Wide ? 4 : 1);
     if (i >= n) return;
     if (Wide) {
@@ -62,6 +64,7 @@ __global__ void __launch_bounds__(256) pairs_kernel(float *out, const float *a, 
 __global__ void __launch_bounds__(256)
 swiglu_acts_kernel(float *y, struct cuda_acts acts, const float *gate, const float *up, int n)
 {
+    kernel_begin();
     const int lane = threadIdx.x % 32, c = int(blockIdx.y) * 8 + threadIdx.x / 32, k = c * 32 + lane;
     if (c >= acts.n_chunks) return; /* whole warps */
     const size_t row = blockIdx.x, at = row * n + k;

@@ -167,6 +167,7 @@ __global__ void __launch_bounds__((BM / WM) * (BN / WN) * 32, BM == 128 ? 2 : 4)
     using S = struct stage<Mode, BM, BN>;
     constexpr int MT = WM / 16, NT = WN / 8, Threads = (BM / WM) * (BN / WN) * 32, STAGES = S::count;
     DYN_SHARED(S, st);
+    kernel_begin();
     int which;
     const unsigned first = gemm_job_of(a, blockIdx.y, &which);
     const struct gemm_job &job = a.job[which];

@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(F_THREADS, 4) gemm_f32_kernel(const GRID_CONST
 {
     SHARED_ARRAY(float, xs, [FK][FM + F_PAD]);
     SHARED_ARRAY(float, ws, [FK][FN + F_PAD]);
+    kernel_begin();
     int which;
     const unsigned first = gemm_job_of(a, blockIdx.y, &which);
     const struct gemm_job &job = a.job[which];

@@ -148,8 +148,8 @@ __device__ __forceinline__ void multiply(float (&acc)[R][T], const struct raw_ch
             xp += 2 * n_chunks;
             mp += n_chunks;
         }
-        const uint4 xa = Norm ? xp[0] : __ldg(xp), xb = Norm ? xp[1] : __ldg(xp + 1);
-        const int2 meta = Norm ? *mp : __ldg(mp);
+        const uint4 xa = xp[0], xb = xp[1]; /* no __ldg: they may be written while this kernel waits (kernel_begin) */
+        const int2 meta = *mp;
         const float xs = __int_as_float(meta.x);
 #pragma unroll
         for (int r = 0; r < R; r++) {
@@ -182,6 +182,7 @@ __global__ void __launch_bounds__(GEMV_THREADS, gemv_int8_blocks(Kind, R, T, Nor
     SHARED_ARRAY(float, tile, [T][32]);
     SHARED_ARRAY(float, map, [Sc == SC_DQ ? 512 : 1]); /* the job's, then its partner's */
     SHARED_ARRAY(float, red, [GEMV_WARPS]);
+    kernel_begin();
     const struct gemv_warp p = gemv_where<R, T>(a);
     const struct gemv_job &job = a.job[p.job];
     const int lane = threadIdx.x & 31, chunks = (a.n_in + 31) / 32, c0 = p.part * 32 + lane, step = a.split * 32;

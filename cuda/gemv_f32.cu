@@ -100,6 +100,7 @@ __global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 || !form_traits<F
     SHARED_ARRAY(float, tile, [T][32]);
     SHARED_ARRAY(float, book, [16]);
     SHARED_ARRAY(float, red, [GEMV_WARPS]);
+    kernel_begin();
     const struct gemv_warp p = gemv_where<R, T>(a);
     const struct gemv_job &job = a.job[p.job];
     const int units = (a.n_in + traits::columns - 1) / traits::columns;

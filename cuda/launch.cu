@@ -17,14 +17,25 @@ struct record {
 static struct record first_bad, newest;
 static unsigned long long n_launches;
 
+static bool is_on(const char *name)
+{
+    const char *s = getenv(name);
+    return s && strcmp(s, "") && strcmp(s, "0");
+}
+
 static bool told_to_sync()
 {
     static int sync = -1;
-    if (sync < 0) {
-        const char *s = getenv("QLAB_CUDA_SYNC");
-        sync = s && strcmp(s, "") && strcmp(s, "0");
-    }
+    if (sync < 0) sync = is_on("QLAB_CUDA_SYNC");
     return sync;
+}
+
+bool launch_early(const void *kernel)
+{
+    int driver = 0;
+    if (!is_on("QLAB_CUDA_PDL") || cudaDriverGetVersion(&driver) != cudaSuccess || driver < 12030) return false;
+    cudaFuncAttributes a; /* of the code for this device; ptxVersion is what its source was compiled for */
+    return cudaFuncGetAttributes(&a, kernel) == cudaSuccess && a.ptxVersion >= 90;
 }
 
 void launch_note(const char *name, dim3 grid, dim3 block, size_t smem, cudaStream_t s, cudaError_t rc)

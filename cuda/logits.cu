@@ -113,6 +113,7 @@ struct rows_args {
 /* Grid: slices, rows, inputs. out: score, else lse and argmax are kept for diverge_kernel. */
 __global__ void __launch_bounds__(threads) score_kernel(struct score *out, rows_args a)
 {
+    kernel_begin();
     const int row = blockIdx.y, which = blockIdx.z, at = int(blockIdx.x) * slice_len;
     const int64_t n_vocab = a.n_vocab, slot = int64_t(which) * gridDim.y + row;
     const float *x = (which ? a.logits[1] : a.logits[0]) + row * n_vocab; /* an index would put `a` into local memory */
@@ -144,6 +145,7 @@ __global__ void __launch_bounds__(threads) score_kernel(struct score *out, rows_
 /* Grid: slices, rows. */
 __global__ void __launch_bounds__(threads) diverge_kernel(struct divergence *out, rows_args a)
 {
+    kernel_begin();
     const int row = blockIdx.y, rows = gridDim.y, at = int(blockIdx.x) * slice_len;
     const int64_t from = row * a.n_vocab;
     const int n = int(min(a.n_vocab - at, int64_t(slice_len)));
@@ -182,6 +184,7 @@ __global__ void __launch_bounds__(threads) diverge_kernel(struct divergence *out
 __global__ void __launch_bounds__(threads)
 greedy_kernel(int32_t *token, int32_t *pos, const float *logits, int64_t n_vocab, best *parts, unsigned *counter)
 {
+    kernel_begin();
     const int at = int(blockIdx.x) * slice_len;
     float v[per_thread];
     load_slice(v, logits + at, int(min(n_vocab - at, int64_t(slice_len))));

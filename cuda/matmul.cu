@@ -39,6 +39,7 @@ static dim3 row_grid(int64_t rows, int64_t pieces, dim3 block)
 /* A warp a chunk. */
 __global__ void __launch_bounds__(256) quantize_kernel(const struct cuda_acts a, const float *x, int n_in)
 {
+    kernel_begin();
     const size_t row = blockIdx.x;
     const int chunk = blockIdx.y * (blockDim.x / 32) + (threadIdx.x >> 5), k = chunk * 32 + (threadIdx.x & 31);
     if (chunk >= a.n_chunks) return;
@@ -77,6 +78,7 @@ __host__ __device__ __forceinline__ size_t float_bytes(enum cuda_float t) { retu
 __global__ void __launch_bounds__(256)
     convert_kernel(void *dst, enum cuda_float type, int64_t ld, const float *x, int n_in)
 {
+    kernel_begin();
     const int64_t row = blockIdx.x;
     const int k0 = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
     if (k0 >= ld) return;
@@ -94,6 +96,7 @@ __global__ void __launch_bounds__(256)
                    const int32_t *rows, int r0)
 {
     SHARED_ARRAY(float, book, [16]);
+    kernel_begin();
     if (Kind == CUW_BOOK) {
         if (threadIdx.x < 16) book[threadIdx.x] = w.book[threadIdx.x];
         __syncthreads();
@@ -147,6 +150,7 @@ void dequant_rows(void *dst, enum cuda_float type, int64_t ld, const struct cuda
 __global__ void __launch_bounds__(256) finish_kernel(float *y, const float *bias, const float *add, const float *up,
                                                      const float *up_bias, int n_out)
 {
+    kernel_begin();
     const int k = blockIdx.y * blockDim.x + threadIdx.x;
     if (k >= n_out) return;
     const size_t i = size_t(blockIdx.x) * n_out + k;

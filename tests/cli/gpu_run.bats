@@ -60,4 +60,19 @@ setup() {
     run tests/gpu/run ops
     [ "$status" = 0 ] && [[ "$output" != *"done before"* ]]
     grep -q '^| test_x | 1 | 0 |$' "$OUT/gpu.md"
+    grep -q '^| test_x-pdl | 1 | 0 |$' "$OUT/gpu.md"
+}
+
+@test "programmatic dependent launch: the tests of kernels with it too, decode without and with it in turn" {
+    mkdir -p "$BATS_TEST_TMPDIR/b/gpu"
+    printf '#!/bin/sh\necho "ok 1 - x $QLAB_CUDA_PDL"\necho 1..1\n' >"$BATS_TEST_TMPDIR/b/gpu/test_x"
+    chmod +x "$BATS_TEST_TMPDIR/b/gpu/test_x"
+    B=$BATS_TEST_TMPDIR/b run tests/gpu/run ops
+    [ "$status" = 0 ]
+    grep -q 'x 0' "$OUT/records/test_x.tap" && grep -q 'x 1' "$OUT/records/test_x-pdl.tap"
+    "$B/tests/mkmodel" bigram "$BATS_TEST_TMPDIR/m"
+    MODEL=$BATS_TEST_TMPDIR/m FORMATS=int8-row run tests/gpu/run pdl
+    [ "$status" = 0 ]
+    [ "$(jq '.records | length' "$OUT/gpu.json")" = 6 ]
+    grep -qE '^\| default-int8-row \| [0-9.]+ \| [0-9.]+ \| [0-9]+\.[0-9]{3} \|$' "$OUT/gpu.md"
 }

@@ -6,6 +6,7 @@
 __global__ static void conflicts(uint32_t *out)
 {
     SHARED_ARRAY(uint16_t, tile, [32][64]);
+    kernel_begin();
     for (int i = 0; i < 64; i++) tile[threadIdx.x][i] = 0;
     __syncwarp();
     uint32_t r[4];
@@ -25,16 +26,18 @@ EMU_TEST(ldmatrix_conflicts)
 
 __global__ static void diverging(int *out)
 {
+    kernel_begin();
     if (threadIdx.x < 16)
         out[threadIdx.x] = __shfl_sync(full_warp, 1, 0);
     else
         out[threadIdx.x] = int(__ballot_sync(full_warp, 1));
 }
-__global__ static void half_barrier() { if (threadIdx.x < 32) __syncthreads(); else __syncwarp(0x1); }
-__global__ static void lone_shuffle(int *out) { out[threadIdx.x] = __shfl_sync(0x3, 1, 1); }
-__global__ static void absent_lane(int *out) { out[threadIdx.x] = __shfl_sync(0xffff, 1, 20); }
+__global__ static void half_barrier() { kernel_begin(); if (threadIdx.x < 32) __syncthreads(); else __syncwarp(0x1); }
+__global__ static void lone_shuffle(int *out) { kernel_begin(); out[threadIdx.x] = __shfl_sync(0x3, 1, 1); }
+__global__ static void absent_lane(int *out) { kernel_begin(); out[threadIdx.x] = __shfl_sync(0xffff, 1, 20); }
 __global__ static void two_barriers()
 {
+    kernel_begin();
     if (threadIdx.x < 32)
         __syncthreads();
     else
@@ -43,21 +46,30 @@ __global__ static void two_barriers()
 __global__ static void overrun(int by)
 {
     SHARED_ARRAY(int, a, [32]);
+    kernel_begin();
     int *p = a;
     p[int(threadIdx.x) + by] = 1;
 }
 __global__ static void unwaited(const uint4 *in)
 {
     SHARED_ARRAY(uint4, a, [32]);
+    kernel_begin();
     cp_async<16>(&a[threadIdx.x], in + threadIdx.x);
     cp_async_commit();
 }
 __global__ static void too_much()
 {
     SHARED_ARRAY(char, a, [50000]);
+    kernel_begin();
     a[threadIdx.x] = 0;
 }
-__global__ static void out_of_bounds(float *p, int n) { p[n + int(threadIdx.x)] = 1; }
+__global__ static void early(int *out, int n)
+{
+    if (int(threadIdx.x) >= n) return;
+    kernel_begin();
+    out[threadIdx.x] = 1;
+}
+__global__ static void out_of_bounds(float *p, int n) { kernel_begin(); p[n + int(threadIdx.x)] = 1; }
 template <class... P, class... A> static void run(void (*kernel)(P...), int threads, A... args)
 {
     launch("k", kernel, dim3(1), dim3(unsigned(threads)), 0, nullptr, args...);
@@ -70,6 +82,7 @@ EMU_TEST(notices_misuse)
     CHECK_DIES("the calling lane is not in its mask", [] { dev<int> o(32); run(lone_shuffle, 32, o.p); });
     CHECK_DIES("lane 0 reads lane 20", [] { dev<int> o(16); run(absent_lane, 16, o.p); });
     CHECK_DIES("__syncthreads at different places", [] { run(two_barriers, 64); });
+    CHECK_DIES("without kernel_begin", [] { dev<int> o(31); run(early, 32, o.p, 31); });
     CHECK_DIES("not waited for", [] { dev<uint4> o(32); run(unwaited, 32, o.p); });
     CHECK_DIES("bytes of shared memory (at most", [] { run(too_much, 1); });
 #ifdef __SANITIZE_ADDRESS__
@@ -87,24 +100,28 @@ EMU_TEST(notices_misuse)
 __global__ static void missing_barrier(int *out)
 {
     SHARED_ARRAY(int, a, [64]);
+    kernel_begin();
     a[threadIdx.x] = int(threadIdx.x);
     out[threadIdx.x] = a[63 - threadIdx.x];
 }
 __global__ static void shuffle_as_fence(int *out)
 {
     SHARED_ARRAY(int, a, [32]);
+    kernel_begin();
     a[threadIdx.x] = int(threadIdx.x);
     __shfl_sync(full_warp, 1, 0);
     out[threadIdx.x] = a[31 - threadIdx.x];
 }
 __global__ static void blocks_collide(int *out)
 {
+    kernel_begin();
     __syncthreads();
     out[threadIdx.x] = int(blockIdx.x);
     __syncthreads();
 }
 __global__ static void blocks_count(int *out)
 {
+    kernel_begin();
     __syncthreads();
     atomicAdd(out + threadIdx.x, int(blockIdx.x));
     __syncthreads();

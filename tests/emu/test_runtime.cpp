@@ -11,6 +11,7 @@ extern "C" {
 
 __global__ static void add_one(int *p, int n)
 {
+    kernel_begin();
     if (int(threadIdx.x) < n) p[threadIdx.x]++;
 }
 static void add_one_to(dev<int> &d, cudaStream_t s) { launch("add_one", add_one, dim3(1), dim3(32), 0, s, d.p, int(d.n)); }
@@ -169,6 +170,27 @@ EMU_TEST(launch_errors)
     CHECK(launch_failed(cudaSuccess, &e) == -1 && strstr(e.msg, "kernel refused"), "%s", e.msg);
     m = saved;
     cudaGetLastError();
+}
+
+EMU_TEST(launches_early)
+{
+    emu::machine &m = emu::the_machine(), saved = m;
+    const void *k = reinterpret_cast<const void *>(add_one);
+    m.capability = 90;
+    unsetenv("QLAB_CUDA_PDL");
+    CHECK(!launch_early(k), "without being asked");
+    setenv("QLAB_CUDA_PDL", "0", 1);
+    CHECK(!launch_early(k), "told not to");
+    setenv("QLAB_CUDA_PDL", "1", 1);
+    CHECK(launch_early(k), "not on sm_90");
+    m.capability = 89;
+    CHECK(!launch_early(k), "before sm_90");
+    m.capability = 120, m.driver = 12020;
+    CHECK(!launch_early(k), "by a driver that has no such edges in graphs");
+    m.driver = 12030;
+    CHECK(launch_early(k), "not by the first driver that has");
+    unsetenv("QLAB_CUDA_PDL");
+    m = saved;
 }
 
 /* A kernel that dies makes every later call fail; in a process of its own, since that cannot be mended. */

@@ -9,6 +9,7 @@
 __global__ static void reverse(int *out, const int *in, int n)
 {
     SHARED_ARRAY(int, tile, [256]);
+    kernel_begin();
     tile[threadIdx.x] = in[blockIdx.x * 256 + threadIdx.x];
     __syncthreads();
     out[blockIdx.x * 256 + threadIdx.x] = tile[255 - threadIdx.x] + n * 0;
@@ -26,6 +27,7 @@ EMU_TEST(barrier)
 /* in: 64 values a block of two full warps and one of 16 lanes; each row of out is one function's results */
 __global__ static void collectives(int *out, const int *in)
 {
+    kernel_begin();
     const int i = int(threadIdx.x), l = i % 32, v = in[i];
     const unsigned mask = i < 64 ? full_warp : 0xffffu;
     out[0 * 80 + i] = __shfl_sync(mask, v, (l + 5) % 16);
@@ -64,6 +66,7 @@ EMU_TEST(warp_collectives)
 
 __global__ static void sums(float *f, double *d, int *i, float *m, const float *in)
 {
+    kernel_begin();
     f[threadIdx.x] = warp_sum(in[threadIdx.x]);
     d[threadIdx.x] = warp_sum(double(in[threadIdx.x]));
     i[threadIdx.x] = warp_sum(int(in[threadIdx.x]));
@@ -88,6 +91,7 @@ EMU_TEST(warp_sums)
 __global__ static void last_block(unsigned *count, float *part, float *total, const float *in)
 {
     SHARED_ARRAY(int, last, [1]);
+    kernel_begin();
     const float s = warp_sum(in[blockIdx.x * 32 + threadIdx.x]);
     if (threadIdx.x == 0) {
         part[blockIdx.x] = s;
@@ -117,6 +121,7 @@ EMU_TEST(last_block_done)
 
 template <int Kind> __global__ static void mma_probe(float *d, const uint32_t *a, const uint32_t *b)
 {
+    kernel_begin();
     const int l = threadIdx.x;
     uint32_t fa[4], fb[2];
     for (int r = 0; r < 4; r++) fa[r] = a[(l / 4 + r % 2 * 8) * 8 + r / 2 * 4 + l % 4];
@@ -164,6 +169,7 @@ EMU_TEST(mma)
 __global__ static void ldmatrix_probe(uint32_t *out)
 {
     SHARED_ARRAY(uint16_t, tile, [32][8]);
+    kernel_begin();
     const int l = threadIdx.x;
     for (int i = 0; i < 8; i++) tile[l][i] = uint16_t(l * 8 + i);
     __syncwarp();
@@ -190,6 +196,7 @@ EMU_TEST(ldmatrix)
 template <int Bytes> __global__ static void cp_async_probe(uint8_t *out, const uint8_t *in, int src_bytes)
 {
     DYN_SHARED(uint8_t, buf);
+    kernel_begin();
     for (int s = 0; s < 3; s++) { /* three groups in flight, waited for one by one */
         cp_async<Bytes>(buf + (s * 32 + threadIdx.x) * Bytes, in + (s * 32 + threadIdx.x) * Bytes, src_bytes);
         cp_async_commit();
@@ -225,6 +232,7 @@ EMU_TEST(cp_async)
 
 __global__ static void integers(int *out, uint32_t a, uint32_t b)
 {
+    kernel_begin();
     out[0] = __dp4a(int(a), int(b), 7);
     out[1] = int(__dp4a(a, b, 7u));
     out[2] = int(__byte_perm(a, b, 0x7531));

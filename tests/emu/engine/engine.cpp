@@ -37,6 +37,7 @@ void die(const char *fmt, ...)
 }
 
 int thread_id() { return eng.cur->id; }
+void kernel_begin() { eng.cur->began = true; }
 
 /* ---- scheduling */
 
@@ -189,6 +190,7 @@ static void thread_main()
     tsan_release(&eng.done_tag);
     tsan_ignore(true);
     t.ignored = true;
+    if (!t.began) die("the thread exits without kernel_begin");
     if (!t.copies.empty()) die("the thread exits with %zu cp.async not waited for", t.copies.size());
     t.st = state::done;
     eng.live--;
@@ -218,6 +220,7 @@ static void run_block(bank &b, uint3 at)
         t.idx = {unsigned(i) % blockDim.x, unsigned(i) / blockDim.x % blockDim.y, unsigned(i) / (blockDim.x * blockDim.y)};
         t.st = state::ready;
         t.at = {"kernel entry", 0};
+        t.began = false;
         t.copies.clear();
         t.groups.clear();
         t.open = 0;

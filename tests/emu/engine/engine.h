@@ -45,6 +45,7 @@ void run_grid(const char *name, dim3 grid, dim3 block, size_t dynamic_smem, size
 bool valid_shape(dim3 grid, dim3 block);
 
 int thread_id(); /* in the block */
+void kernel_begin(); /* device.cuh: a thread that ends without it is a mistake */
 inline int lane_id() { return thread_id() & 31; }
 /* A byte of poison: NaN in f16, bf16, f32 and f64, −1 or 0x7f7f… in integers. */
 inline int poison_byte() { return cfg.seed & 1 ? 0x7f : 0xff; }

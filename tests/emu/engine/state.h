@@ -22,6 +22,7 @@ struct thread {
     uint3 idx{};
     int id = 0;
     state st = state::ready;
+    bool began = false;   /* said kernel_begin */
     bool ignored = false; /* ended in a scope that TSan ignores */
     where at{"", 0};
     const char *op = ""; /* what it waits for, and a collective's arguments: */

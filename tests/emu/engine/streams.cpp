@@ -148,6 +148,13 @@ cudaError_t launch(const char *name, const void *function, dim3 grid, dim3 block
 
 } // namespace emu
 
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *)
+{
+    *a = {};
+    a->ptxVersion = a->binaryVersion = int(emu::the_machine().capability);
+    return sticky_error;
+}
+
 cudaError_t emu_func_set_attribute(const void *f, cudaFuncAttribute a, int value)
 {
     if (a != cudaFuncAttributeMaxDynamicSharedMemorySize) return sticky_error;

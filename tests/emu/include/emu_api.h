@@ -147,6 +147,7 @@ namespace emu {
 cudaError_t launch(const char *name, const void *function, dim3 grid, dim3 block, size_t smem, cudaStream_t s,
                    std::function<void()> body);
 } // namespace emu
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *f); /* the versions, as compiled for this machine */
 cudaError_t emu_func_set_attribute(const void *f, cudaFuncAttribute a, int value);
 cudaError_t emu_occupancy(int *blocks, int threads, size_t dynamic_smem);
 template <class F> cudaError_t cudaFuncSetAttribute(F *f, cudaFuncAttribute a, int value)
