@@ -119,11 +119,10 @@ GEN1_PPLS := $(UNIFORM:%=$(M)/%/ppl.json) $(MIXES:%=$(G)/ppl/%.json)
 # A text that shares passages with the calibration is refused before anything is measured.
 $(G)/leak.json: $(M)/f16/quant.json $(M)/.stamp/ppl $(G)/.stamp/sens $(S)/qppl.tool
 	@$(call say,,$(text): shares nothing with $(notdir $(SENS_PATH))?)
-	@$(call json,qppl -q $(M)/f16/model --text '$(call q,$(TEXT_PATH))' --text-form '$(call q,$(TEXT_FORM))' $(leak) --max-windows 1)
+	@$(call json,qppl -q $(M)/f16/model $(text_opts) $(leak) --max-windows 1)
 $(ALL_SENS) $(M)/ref.states $(foreach r,$(UNIFORM),$(call at,$(r))/ppl.json): | $(G)/leak.json
 
-random_ppl := --text '$(call q,$(TEXT_PATH))' --text-form '$(call q,$(TEXT_FORM))' --protocol '$(call q,$(PROTOCOL))' $(run) \
-    --max-windows $(RANDOM_WINDOWS) --ref $(M)/f16/model --ref-cache $(G)/ref-random.states
+random_ppl := $(text_opts) --max-windows $(RANDOM_WINDOWS) --ref $(M)/f16/model --ref-cache $(G)/ref-random.states
 define random_rule
 $(G)/random/$(1).ppl.json: random.jq $(M)/f16/quant.json $(M)/.stamp/ppl $(G)/.stamp/random $(foreach f,$(CANDIDATES),$(M)/sens-isolated-$(f).json) \
     $(S)/qppl.tool $(S)/qquant.tool | $(GEN1_PPLS)

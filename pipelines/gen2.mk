@@ -44,8 +44,8 @@ $(M)/.stamp/gen2: FORCE
 
 threads := $(if $(THREADS),-t '$(call q,$(THREADS))')
 run := $(threads) --device '$(call q,$(DEVICE))' $(if $(COMPUTE),--compute '$(call q,$(COMPUTE))')
-ppl := --text '$(call q,$(TEXT_PATH))' --text-form '$(call q,$(TEXT_FORM))' --protocol '$(call q,$(PROTOCOL))' \
-    $(if $(CHARS),--chars '$(call q,$(CHARS))') $(if $(WINDOWS),--max-windows '$(call q,$(WINDOWS))') $(run) \
+text_opts := --text '$(call q,$(TEXT_PATH))' --text-form '$(call q,$(TEXT_FORM))' --protocol '$(call q,$(PROTOCOL))' $(run)
+ppl := $(text_opts) $(if $(CHARS),--chars '$(call q,$(CHARS))') $(if $(WINDOWS),--max-windows '$(call q,$(WINDOWS))') \
     --ref $(M)/f16/model --ref-cache $(M)/ref.states
 text := $(notdir $(subst $() ,_,$(TEXT_PATH)))
 # What int8 compute costs, where quality is computed in f32: a column of the report.
