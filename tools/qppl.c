@@ -98,15 +98,10 @@ static void check_leak(const struct tokenizer *tok, const struct eval_text *t, i
     eval_text_free(&other);
 }
 
-static const char *digest(const struct record *r, size_t input)
-{
-    return json_string_value(json_object_get(json_array_get(r->inputs, input), "sha256"));
-}
-
 /* The reference (input 2) has the bytes of the model (input 0) and computes as it does: one run serves both. */
 static bool is_itself(const struct record *r, const struct backend *be)
 {
-    return !strcmp(digest(r, 0), digest(r, 2)) && !strcmp(o.ref_compute, compute_name(be->compute));
+    return !strcmp(record_input_digest(r, 0), record_input_digest(r, 2)) && !strcmp(o.ref_compute, compute_name(be->compute));
 }
 
 /* Digest of all the reference's states depend on. */
@@ -115,9 +110,9 @@ static void states_key(char key[65], const struct record *r, const struct eval_t
 {
     char tokens[65];
     sha256_hex(t->ids, (size_t)t->n_ids * sizeof *t->ids, tokens);
-    char *s = mem_printf("%d %s %s %s %s %s ctx %lld stride %lld windows %lld bos %d", RESULTS_VERSION, digest(r, 2), tokens,
-                         o.protocol, compute, tool.common.device, (long long)ws->ctx, (long long)ws->stride,
-                         (long long)ws->n, ws->replace_bos);
+    char *s = mem_printf("%d %s %s %s %s %s ctx %lld stride %lld windows %lld bos %d", RESULTS_VERSION,
+                         record_input_digest(r, 2), tokens, o.protocol, compute, tool.common.device,
+                         (long long)ws->ctx, (long long)ws->stride, (long long)ws->n, ws->replace_bos);
     sha256_hex(s, strlen(s), key);
     free(s);
 }

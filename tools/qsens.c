@@ -74,19 +74,14 @@ static void on_progress(void *ctx, int64_t done, int64_t total)
     progress_at(p, done);
 }
 
-static const char *digest_of_input(const struct record *r, size_t i)
-{
-    return json_string_value(json_object_get(json_array_get(r->inputs, i), "sha256"));
-}
-
 /* Everything the numbers of a unit depend on. */
 static json_t *fingerprint(const struct record *r, const struct eval_text *t, const struct backend *be)
 {
     char tokens[65];
     sha256_hex(t->ids, (size_t)t->n_ids * sizeof *t->ids, tokens);
     return json_pack("{s:i,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:I}", "results_version", RESULTS_VERSION, "format",
-                     o.format, "method", o.method, "mode", o.mode, "per", o.per, "model", digest_of_input(r, 0), "text",
-                     digest_of_input(r, 1), "tokens", tokens, "preset", o.preset ? o.preset : "none", "compute", compute_name(be->compute),
+                     o.format, "method", o.method, "mode", o.mode, "per", o.per, "model", record_input_digest(r, 0), "text",
+                     record_input_digest(r, 1), "tokens", tokens, "preset", o.preset ? o.preset : "none", "compute", compute_name(be->compute),
                      "backend", be->ops->name, "isa", isa_name(isa_best()), "samples_seed",
                      (json_int_t)(o.samples ? tool.common.seed : 0));
 }

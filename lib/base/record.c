@@ -151,6 +151,11 @@ int record_input_model(struct record *r, const char *role, const char *path, str
     return add_input(r, role, record_describe_model(path, e));
 }
 
+const char *record_input_digest(const struct record *r, size_t i)
+{
+    return json_string_value(json_object_get(json_array_get(r->inputs, i), "sha256"));
+}
+
 void record_param(struct record *r, const char *key, json_t *v) { json_put(json_object_get(r->root, "params"), key, v); }
 
 int record_print(struct record *r, struct err *e)

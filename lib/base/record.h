@@ -19,6 +19,8 @@ int record_input_file(struct record *r, const char *role, const char *path, stru
  * are there, sorted by name; its sha256 is that of the lines "SHA256  NAME\n" over config.json and *.safetensors only
  * (what the numbers depend on; the key that joins records of one model). */
 int record_input_model(struct record *r, const char *role, const char *path, struct err *e);
+/* The sha256 of the i-th input given so far; borrowed. */
+const char *record_input_digest(const struct record *r, size_t i);
 /* The same description of a folder as a value: used by qquant for what it wrote ("output"). NULL on error. */
 json_t *record_describe_model(const char *path, struct err *e);
 /* Set a params member after parsing, e.g. the compute kind that "auto" became. */
