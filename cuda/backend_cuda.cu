@@ -134,12 +134,7 @@ static void products(struct cuda_ctx *c, const struct matmul *jobs, int n, const
             job[i].w = weight_of(jobs[at + i].w);
             job[i].bias = jobs[at + i].bias;
         }
-        struct cuda_matmul m = {};
-        m.jobs = job;
-        m.n_jobs = k;
-        m.x = x;
-        m.n_tok = n_tok;
-        m.n_in = jobs[0].w->n_in;
+        struct cuda_matmul m = matmul_of(job, k, x, n_tok, jobs[0].w->n_in);
         product(c, &m, norm, eps);
     }
 }
@@ -164,12 +159,7 @@ static void be_matmul_add(struct backend *be, float *y, const struct weight *w, 
     job.w = weight_of(w);
     job.bias = bias;
     job.add = y;
-    struct cuda_matmul m = {};
-    m.jobs = &job;
-    m.n_jobs = 1;
-    m.x = in;
-    m.n_tok = n_tok;
-    m.n_in = w->n_in;
+    struct cuda_matmul m = matmul_of(&job, 1, in, n_tok, w->n_in);
     if (c->acts_of == in) m.acts = &c->made;
     product(c, &m, NULL, 0);
     c->acts_of = NULL;
@@ -187,12 +177,7 @@ static void be_gate_up(struct backend *be, float *y, const struct matmul jobs[2]
     job.up = weight_of(jobs[1].w);
     job.up_bias = jobs[1].bias;
     job.up_y = jobs[1].y;
-    struct cuda_matmul m = {};
-    m.jobs = &job;
-    m.n_jobs = 1;
-    m.x = x;
-    m.n_tok = n_tok;
-    m.n_in = gate->n_in;
+    struct cuda_matmul m = matmul_of(&job, 1, x, n_tok, gate->n_in);
     if (c->compute == COMPUTE_INT8 && job.w->int8_ok) { /* the next product is likely of the same format and wants them */
         c->made = acts_at(workspace_get(c, &c->made_mem, acts_bytes(n_tok, gate->n_out), "activations"), n_tok, gate->n_out);
         m.out = &c->made;

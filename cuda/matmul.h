@@ -71,6 +71,17 @@ struct cuda_matmul {
     const struct cuda_acts *out; /* n_jobs 1: the result quantized as well, for the next matmul; or NULL */
     void *scratch;               /* matmul_scratch bytes, 256-byte aligned */
 };
+/* The plain product of these jobs, in f32 and without scratch until the caller says otherwise. */
+static inline struct cuda_matmul matmul_of(const struct cuda_job *jobs, int n_jobs, const float *x, int64_t n_tok, int64_t n_in)
+{
+    struct cuda_matmul m = {};
+    m.jobs = jobs;
+    m.n_jobs = n_jobs;
+    m.x = x;
+    m.n_tok = n_tok;
+    m.n_in = n_in;
+    return m;
+}
 /* All weights have n_in columns. Returns 0, or −1 if env->blas failed. */
 int cuda_matmul(const struct cuda_env *env, const struct cuda_matmul *m, cudaStream_t s);
 

@@ -24,12 +24,7 @@ static std::vector<float> run(const struct cuda_env &e, const filled &w, const s
     j.w = &w.d;
     j.bias = with.bias ? db.p : nullptr;
     j.add = with.apart ? apart.p : with.add ? y.p : nullptr;
-    struct cuda_matmul m = {};
-    m.jobs = &j;
-    m.n_jobs = 1;
-    m.x = dx.p;
-    m.n_tok = n_tok;
-    m.n_in = w.d.n_in;
+    struct cuda_matmul m = matmul_of(&j, 1, dx.p, n_tok, w.d.n_in);
     m.compute = compute;
     m.scratch = scratch.p;
     CHECK(cuda_matmul(&e, &m, nullptr) == 0, "cuda_matmul");
@@ -208,12 +203,7 @@ static void swiglu_of(const char *gate, const char *up, enum compute compute, en
     j.up_y = uy.p;
     j.bias = dbg.p;
     j.up_bias = dbu.p;
-    struct cuda_matmul m = {};
-    m.jobs = &j;
-    m.n_jobs = 1;
-    m.x = dx.p;
-    m.n_tok = n_tok;
-    m.n_in = n_in;
+    struct cuda_matmul m = matmul_of(&j, 1, dx.p, n_tok, n_in);
     m.compute = compute;
     m.out = &out.a;
     m.scratch = scratch.p;
@@ -266,12 +256,7 @@ EMU_TEST(gemm_jobs)
         j[i].w = &w[i]->d;
         j[i].y = y[i]->p;
     }
-    struct cuda_matmul m = {};
-    m.jobs = j;
-    m.n_jobs = 3;
-    m.x = dx.p;
-    m.n_tok = n_tok;
-    m.n_in = n_in;
+    struct cuda_matmul m = matmul_of(j, 3, dx.p, n_tok, n_in);
     m.compute = COMPUTE_INT8;
     m.scratch = scratch.p;
     CHECK(!matmul_uses_acts(&e, &m), "one is f16");
@@ -320,12 +305,7 @@ EMU_TEST(gemm_blas)
     struct cuda_job j = {};
     j.w = &w.d;
     j.y = y.p;
-    struct cuda_matmul m = {};
-    m.jobs = &j;
-    m.n_jobs = 1;
-    m.x = dx.p;
-    m.n_tok = 9;
-    m.n_in = n_in;
+    struct cuda_matmul m = matmul_of(&j, 1, dx.p, 9, n_in);
     m.compute = COMPUTE_F16;
     m.scratch = scratch.p;
     CHECK(cuda_matmul(&e, &m, nullptr) == -1, "a failing cuBLAS is told");

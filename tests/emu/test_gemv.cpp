@@ -16,12 +16,7 @@ static std::vector<float> run(const struct cuda_env &e, const filled &w, const s
     j.y = y.p;
     j.w = &w.d;
     j.bias = bias ? db.p : nullptr;
-    struct cuda_matmul m = {};
-    m.jobs = &j;
-    m.n_jobs = 1;
-    m.x = dx.p;
-    m.n_tok = n_tok;
-    m.n_in = w.d.n_in;
+    struct cuda_matmul m = matmul_of(&j, 1, dx.p, n_tok, w.d.n_in);
     m.compute = compute;
     m.scratch = scratch.p;
     CHECK(cuda_matmul(&e, &m, nullptr) == 0, "cuda_matmul");
@@ -155,12 +150,7 @@ static void jobs_of(const char *f0, const char *f1, const char *f2, enum compute
     }
     j[0].bias = db.p;
     j[1].add = y1.p; /* in place */
-    struct cuda_matmul m = {};
-    m.jobs = j;
-    m.n_jobs = 3;
-    m.x = dx.p;
-    m.n_tok = n_tok;
-    m.n_in = n_in;
+    struct cuda_matmul m = matmul_of(j, 3, dx.p, n_tok, n_in);
     m.compute = compute;
     m.scratch = scratch.p;
     CHECK(cuda_matmul(&e, &m, nullptr) == 0, "cuda_matmul");
@@ -205,12 +195,7 @@ EMU_TEST(gemv_many_jobs)
         j[i].w = &w.d;
         j[i].y = y.p + i * n_out;
     }
-    struct cuda_matmul m = {};
-    m.jobs = j;
-    m.n_jobs = N;
-    m.x = dx.p;
-    m.n_tok = 1;
-    m.n_in = n_in;
+    struct cuda_matmul m = matmul_of(j, N, dx.p, 1, n_in);
     m.compute = COMPUTE_INT8;
     m.scratch = scratch.p;
     CHECK(cuda_matmul(&e, &m, nullptr) == 0, "cuda_matmul");
@@ -241,12 +226,7 @@ static void swiglu_of(const char *gate, const char *up, enum compute compute, in
     j.up_y = uy.p;
     j.bias = biases ? dbg.p : nullptr;
     j.up_bias = biases ? dbu.p : nullptr;
-    struct cuda_matmul m = {};
-    m.jobs = &j;
-    m.n_jobs = 1;
-    m.x = dx.p;
-    m.n_tok = n_tok;
-    m.n_in = n_in;
+    struct cuda_matmul m = matmul_of(&j, 1, dx.p, n_tok, n_in);
     m.compute = compute;
     m.norm = norm ? dn.p : nullptr;
     m.eps = 0.25f;
@@ -314,12 +294,7 @@ EMU_TEST(gemv_norm_exact)
         struct cuda_job j = {};
         j.w = &w.d;
         j.y = y.p;
-        struct cuda_matmul m = {};
-        m.jobs = &j;
-        m.n_jobs = 1;
-        m.x = dx.p;
-        m.n_tok = 1;
-        m.n_in = n_in;
+        struct cuda_matmul m = matmul_of(&j, 1, dx.p, 1, n_in);
         m.compute = COMPUTE_INT8;
         m.norm = dn.p;
         m.scratch = scratch.p;
@@ -358,11 +333,7 @@ EMU_TEST(gemv_given_acts)
     struct cuda_job j = {};
     j.w = &w.d;
     j.y = y.p;
-    struct cuda_matmul m = {};
-    m.jobs = &j;
-    m.n_jobs = 1;
-    m.n_tok = n_tok;
-    m.n_in = n_in;
+    struct cuda_matmul m = matmul_of(&j, 1, nullptr, n_tok, n_in);
     m.compute = COMPUTE_INT8;
     m.acts = &a.a;
     dev<uint8_t> scratch(matmul_scratch(&e, COMPUTE_INT8, n_tok, n_in));
