@@ -66,7 +66,7 @@ define sens_rule
 $(M)/sens-$(1)-$(2).json: $(M)/f16/quant.json $(G)/.stamp/sens $(S)/qsens.tool
 	@$$(call say_long,$(2): $(1) sensitivity of each linear,$$(flops.$(1)))
 	@for s in $$^; do [ ! "$$$$s" -nt '$$@.part.jsonl' ] || rm -f '$$@.part.jsonl'; done
-	@$$(call json,qsens $$(quiet) $(M)/f16/model -f $(2:%+mse=%) $(if $(filter %+mse,$(2)),--method mse) --mode $(1) --text '$$(call q,$$(SENS_PATH))' \
+	@$$(call json,qsens $$(quiet) $(M)/f16/model -f '$(2)' --mode $(1) --text '$$(call q,$$(SENS_PATH))' \
 	    --chars '$$(call q,$$(SENS_CHARS))' $$(run) -o '$$@.part.jsonl' $(if $(filter local,$(1)),--samples $(G)/samples))
 	@rm -f '$$@.part.jsonl'
 endef

@@ -5,7 +5,7 @@
 #
 # SENS.json: qsens records, one a candidate format, of one model, text and mode (isolated or restore), --per tensor.
 # Each decoder linear gets the format that makes the sum of predicted damages least without going over the budget.
-# A record made with --method mse is the candidate FORMAT+mse: same bytes, codes chosen otherwise.
+# A record made with -f FORMAT+mse is the candidate of that name: same bytes, codes chosen otherwise.
 # Damage is the record's KLD at the model's output, floored at 0; keeping a linear in float costs its bytes and no damage.
 #
 # Arguments (--argjson unless it says --arg):
@@ -56,7 +56,7 @@ def read_record:
     | . as $r
     | ($r.results.tensors | map(select(.name | is_name | not) | .name)) as $odd
     | if $odd != [] then fail("\($r.results.format): \($odd | few): not a decoder linear (--per tensor was expected)") else . end
-    | {format: (.results | .format + if .method == "mse" then "+mse" else "" end), mode: .results.mode, all: .results.all, tensors: .results.tensors,
+    | {format: (.results | .format + if (.method // "rtn") == "rtn" then "" else "+\(.method)" end), mode: .results.mode, all: .results.all, tensors: .results.tensors,
        key: {model: [.inputs[]? | select(.role == "model") | .sha256], text: [.inputs[]? | select(.role == "text") | .sha256],
              n_tokens: .results.n_tokens, mode: .results.mode}};
 

@@ -18,11 +18,11 @@
 static struct {
     const char *format, *method, *text, *text_form, *mode, *per, *preset, *samples, *partial;
     int64_t chars;
-} o = {.method = "rtn", .text_form = "file", .mode = "local", .per = "tensor", .chars = 500};
+} o = {.text_form = "file", .mode = "local", .per = "tensor", .chars = 500};
 
 static struct opt opts[] = {
-    {"format", 'f', OPT_STR, &o.format, "FORMAT", "what the linears are quantized into (required)", NULL, 0, 0},
-    {"method", 0, OPT_STR, &o.method, "rtn|mse", "how codes are chosen", NULL, 0, 0},
+    {"format", 'f', OPT_STR, &o.format, "FORMAT", "what the linears are quantized into, or FORMAT+METHOD\n(required)", NULL, 0, 0},
+    {"method", 0, OPT_STR, &o.method, "rtn|mse", "how codes are chosen (default: as -f says, else rtn)", NULL, 0, 0},
     {"text", 0, OPT_STR, &o.text, "FILE", "text the model reads (required)", NULL, 0, 0},
     {"text-form", 0, OPT_CHOICE, &o.text_form, TEXT_FORM_NAMES,
      "file: as it is; hf-rows: a file of lines joined as the\nHugging Face rows of wikitext are", TEXT_FORM_NAMES, 0, 0},
@@ -75,12 +75,12 @@ static void on_progress(void *ctx, int64_t done, int64_t total)
 }
 
 /* Everything the numbers of a unit depend on. */
-static json_t *fingerprint(const struct record *r, const struct eval_text *t, const struct backend *be)
+static json_t *fingerprint(const struct record *r, const struct sens_opts *so, const struct eval_text *t, const struct backend *be)
 {
     char tokens[65];
     sha256_hex(t->ids, (size_t)t->n_ids * sizeof *t->ids, tokens);
     return json_pack("{s:i,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:I}", "results_version", RESULTS_VERSION, "format",
-                     o.format, "method", o.method, "mode", o.mode, "per", o.per, "model", record_input_digest(r, 0), "text",
+                     so->fmt->name, "method", so->method->name, "mode", o.mode, "per", o.per, "model", record_input_digest(r, 0), "text",
                      record_input_digest(r, 1), "tokens", tokens, "preset", o.preset ? o.preset : "none", "compute", compute_name(be->compute),
                      "backend", be->ops->name, "isa", isa_name(isa_best()), "samples_seed",
                      (json_int_t)(o.samples ? tool.common.seed : 0));
@@ -95,8 +95,8 @@ static void put_results(struct record *r, const struct sens_result *s, const str
     json_put_headline(all, "delta_nll", s->all_delta_nll, &r->not_finite);
     for (int64_t i = 0; i < s->n; i++) json_array_append_new(tensors, sens_entry_json(&s->entries[i], so));
     json_put(v, "mode", json_string(o.mode));
-    json_put(v, "format", json_string(o.format));
-    json_put(v, "method", json_string(o.method));
+    json_put(v, "format", json_string(so->fmt->name));
+    json_put(v, "method", json_string(so->method->name));
     json_put(v, "per", json_string(o.per));
     json_put(v, "compute", json_string(compute_name(be->compute)));
     json_put(v, "n_chars", json_integer(t->n_chars));
@@ -148,16 +148,17 @@ int main(int argc, char **argv)
         .on_progress = on_progress,
         .ctx = &w,
     };
-    if (recipe_format(o.format, &so.fmt, &e) || recipe_method(o.method, &so.method, &e)) die_usage("%s", e.msg);
+    if (recipe_linear(o.format, o.method, &so.fmt, &so.method, &e)) die_usage("%s", e.msg);
     if (checkpoint_open(&c, path, &e) || backend_open(&be, tool.common.device, tool.common.compute, !c.quant, &e)) die("%s", e.msg);
     if (c.quant) die("%s: is already quantized (the original was expected)", path);
     load_text(&t, path, &c.config);
     record_begin(&r, &tool, argc, argv);
     device_note(&r, &be);
     record_param(&r, "compute", json_string(compute_name(be.compute)));
+    record_param(&r, "method", json_string(so.method->name));
     if (record_input_model(&r, "model", path, &e) || record_input_file(&r, "text", o.text, &e)) die("%s", e.msg);
     sens_result_init(&s, &c.config, so.per);
-    if (o.partial && sens_partial_open(&w.partial, o.partial, fingerprint(&r, &t, &be), &s, &e)) die("%s", e.msg);
+    if (o.partial && sens_partial_open(&w.partial, o.partial, fingerprint(&r, &so, &t, &be), &s, &e)) die("%s", e.msg);
     if (w.partial.n_found)
         msg_stage("%s: %lld of %lld units are done", o.partial, (long long)w.partial.n_found, (long long)s.n);
     if (o.samples && path_make_dirs(o.samples, &e)) die("%s", e.msg);

@@ -35,11 +35,12 @@ int sens_rec_parse(struct sens_rec *r, json_t *json, const char *path, struct er
     const char *bad = NULL;
     const json_t *list = json_at(json, "results.tensors");
     const char *format = str_at(json, "results.format"), *method = str_at(json, "results.method");
+    bool searched = method && strcmp(method, "rtn");
     *r = (struct sens_rec){
         .json = json,
         .path = path,
         .mode = str_at(json, "results.mode"),
-        .format = format ? mem_printf("%s%s", format, method && !strcmp(method, "mse") ? "+mse" : "") : NULL,
+        .format = format ? mem_printf("%s%s%s", format, searched ? "+" : "", searched ? method : "") : NULL,
         .per = str_at(json, "results.per"),
         .model = str_at(record_input(json, "model"), "sha256"),
         .text = str_at(record_input(json, "text"), "sha256"),

@@ -18,7 +18,7 @@ struct sens_unit {
 struct sens_rec {
     json_t *json; /* owned */
     const char *path, *mode, *per;
-    char *format;             /* owned; FORMAT+mse where the codes were searched */
+    char *format;             /* owned; as qsens -f takes it: FORMAT+METHOD where codes were not rounded to nearest */
     const char *model, *text; /* digests */
     double n_tokens, baseline_nll, all_kld, all_delta_nll;
     struct sens_unit *u;

@@ -6,6 +6,7 @@
 #include "output/plot.h"
 #include "output/rows.h"
 #include "output/table.h"
+#include "quantize/recipe.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -118,12 +119,11 @@ static int one(struct sens_hists *s, const struct sens_unit *u, const struct che
 
 int sens_hists(struct sens_hists *s, const struct sens_rec *r, const size_t *at, size_t n, const char *model, struct err *e)
 {
-    const char *how = str_at(r->json, "results.method");
-    const struct format *f = format_find(r->format);
-    const struct method *m = method_find(how ? how : "rtn");
+    const struct format *f;
+    const struct method *m;
     struct checkpoint c;
     *s = (struct sens_hists){.format = r->format};
-    if (!f || !m) return err_set(e, "%s: unknown %s %s", r->path, f ? "method" : "format", f ? how : r->format);
+    if (recipe_linear(r->format, NULL, &f, &m, e)) return err_prefix(e, "%s", r->path);
     if (f->kind == CODE_FLOAT) return 0;
     if (checkpoint_open(&c, model, e)) return -1;
     set_axis(s, f);

@@ -64,6 +64,18 @@ json_t *recipe_from_name(const char *name, const char **method, const char **emb
     return rc ? NULL : json_pack("{s:s}", "default", base->name);
 }
 
+int recipe_linear(const char *name, const char *method, const struct format **f, const struct method **m, struct err *e)
+{
+    const char *own, *embed, *head;
+    json_t *recipe = recipe_from_name(name, &own, &embed, &head, e);
+    if (!recipe) return -1;
+    *f = format_find(json_string_value(json_object_get(recipe, "default")));
+    json_decref(recipe);
+    if (embed || head)
+        return err_set(e, "recipe \"%s\" names the %s (FORMAT or FORMAT+METHOD was expected)", name, head ? "head" : "embedding");
+    return recipe_method(method ? method : own ? own : "rtn", m, e);
+}
+
 /* ---- resolving ---- */
 
 static void list_entries(struct recipe *r, const struct config *cfg)

@@ -37,6 +37,9 @@ int recipe_resolve(struct recipe *r, const json_t *recipe, const char *method, c
 /* A recipe name (format with optional +head=, +embed=, +mse) as recipe JSON; options are put into *embed, *head,
  * *method (static or interned strings; NULL if absent). NULL with an error if it is not one. */
 json_t *recipe_from_name(const char *name, const char **method, const char **embed, const char **head, struct err *e);
+/* What one linear becomes, by such a name (which then has neither head nor embedding). method: the option (NULL: not given),
+ * stronger than the name's; rtn without either. */
+int recipe_linear(const char *name, const char *method, const struct format **f, const struct method **m, struct err *e);
 void recipe_free(struct recipe *r);
 
 #endif

@@ -140,7 +140,7 @@ setup() {
 @test "sens --model: the worst linears' weights, as the format sees them" {
     "$B/tests/mkmodel" -q llama-tied m --layers 3
     "$B/tests/mkmodel" -q llama-tied other --seed 7
-    for f in int4-g32 nf4-dq int8-row int4-strided128 f16; do
+    for f in int4-g32 int4-g32+mse nf4-dq int8-row int4-strided128 f16; do
         "$B/bin/qsens" -q m -f $f --text "$src/data/calibration.txt" --chars 60 >s.json
         "$B/bin/qquant" -q m -f $f -o m-$f >q.json
         "$B/bin/qreport" sens -q s.json -o out --model m >out.json

@@ -59,6 +59,17 @@ refused() {
     rtn=$(jq '[.results.tensors[].nmse] | add' "$r")
     sens "$m" -f int4-g32 --method mse
     holds ".results.method == \"mse\" and ([.results.tensors[].nmse] | add) < $rtn"
+    jq .results "$r" >"$r.mse"
+    # a recipe's name says the same; the option is stronger, as in qquant
+    sens "$m" -f int4-g32+mse -o "$BATS_TEST_TMPDIR/p"
+    holds '.results.format == "int4-g32" and .params.method == "mse"'
+    jq .results "$r" | cmp - "$r.mse"
+    # what was kept for one spelling serves the other
+    lines=$(wc -l <"$BATS_TEST_TMPDIR/p")
+    sens "$m" -f int4-g32 --method mse -o "$BATS_TEST_TMPDIR/p"
+    [ "$(wc -l <"$BATS_TEST_TMPDIR/p")" = "$lines" ]
+    sens "$m" -f int4-g32+mse --method rtn
+    holds ".results.method == \"rtn\" and .params.method == \"rtn\" and ([.results.tensors[].nmse] | add) == $rtn"
 }
 
 @test "all linears quantized: the same damage as qppl finds on the quantized folder" {
@@ -164,6 +175,9 @@ refused() {
     refused 1 "nowhere.txt" "$m" --text "$BATS_TEST_TMPDIR/nowhere.txt" -f nf4 -o "$p"
     refused 1 "600 tokens, more than the model's context (at most 512 were expected" "$m" --text "$text" --chars 600 -f nf4 -o "$p"
     refused 2 'unknown format "int5" (known: ' "$m" --text "$text" -f int5 -o "$p"
+    refused 2 'unknown method "best" (known: rtn, mse)' "$m" --text "$text" -f nf4+best -o "$p"
+    refused 2 'recipe "nf4+" has an empty part' "$m" --text "$text" -f nf4+ -o "$p"
+    refused 2 'recipe "nf4+head=nf4" names the head (FORMAT or FORMAT+METHOD was expected)' "$m" --text "$text" -f nf4+head=nf4 -o "$p"
     refused 2 'unknown method "best" (known: rtn, mse)' "$m" --text "$text" -f nf4 --method best -o "$p"
     refused 1 "nowhere" "$BATS_TEST_TMPDIR/nowhere" --text "$text" -f nf4 -o "$p"
     "$B/tests/mkmodel" -q llama-tied "$BATS_TEST_TMPDIR/nan" --nan model.layers.1.mlp.up_proj.weight

@@ -85,6 +85,27 @@ static void names(void **state)
     }
 }
 
+static void linear_names(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name, *option, *format, *method; /* format NULL: method is the message */
+    } t[] = {{"int4-g64", NULL, "int4-g64", "rtn"},      {"int4-g64", "mse", "int4-g64", "mse"},
+             {"nf4-dq+mse", NULL, "nf4-dq", "mse"},      {"nf4-dq+mse", "rtn", "nf4-dq", "rtn"},
+             {"nf4+head=nf4", NULL, NULL, "names the head"}, {"nf4+embed=nf4", NULL, NULL, "names the embedding"},
+             {"nf4+", NULL, NULL, "empty part"},         {"nf4", "awq", NULL, "unknown method \"awq\""}};
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        const struct format *f;
+        const struct method *m;
+        struct err e = {""};
+        assert_int_equal(recipe_linear(t[i].name, t[i].option, &f, &m, &e), t[i].format ? 0 : -1);
+        if (!t[i].format && !strstr(e.msg, t[i].method)) fail_msg("%s: %s", t[i].name, e.msg);
+        if (!t[i].format) continue;
+        assert_string_equal(f->name, t[i].format);
+        assert_string_equal(m->name, t[i].method);
+    }
+}
+
 static void default_and_options(void **state)
 {
     (void)state;
@@ -168,7 +189,7 @@ static void refused(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(names), cmocka_unit_test(default_and_options),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(names), cmocka_unit_test(linear_names), cmocka_unit_test(default_and_options),
                                        cmocka_unit_test(rules), cmocka_unit_test(refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
