@@ -260,10 +260,10 @@ refused() {
 
 @test "smoke: naive INT4 collapses on the generated model, groups of 32 do not; a second smoke does nothing" {
     start empty
-    make --no-print-directory -C pipelines smoke BIN="$T/bin" OUT="$T/out" MODELS="$T/models" >"$T/said" 2>&1 || { cat "$T/said"; false; }
+    make --no-print-directory -C pipelines smoke BIN="$T/bin" MKMODEL="$B/tests/mkmodel" OUT="$T/out" MODELS="$T/models" >"$T/said" 2>&1 || { cat "$T/said"; false; }
     grep -q '^smoke: good\.' "$T/said"
     : >"$T/ran"
-    make --no-print-directory -C pipelines smoke BIN="$T/bin" OUT="$T/out" MODELS="$T/models" >"$T/said"
+    make --no-print-directory -C pipelines smoke BIN="$T/bin" MKMODEL="$B/tests/mkmodel" OUT="$T/out" MODELS="$T/models" >"$T/said"
     ran_is ''
     grep -q '^smoke: good\.' "$T/said"
 }
