@@ -1,6 +1,5 @@
 #include "base/file.h"
 
-#include "base/hash.h"
 #include "base/mem.h"
 
 #include <dirent.h>
@@ -366,28 +365,24 @@ static int inside_unfinished(const char *path)
     return 0;
 }
 
-/* While a large file goes to the disk its digest is taken, for the cache: whoever wrote it is asked for it next. */
-static void *digest(void *ctx)
+static void *run_beside(void *ctx)
 {
-    char hex[65];
-    struct err e;
-    sha256_file(ctx, hex, NULL, &e);
+    const struct file_out *o = ctx;
+    o->beside(o->tmp);
     return NULL;
 }
 
-static int sync_file(const struct file_out *o)
+static int sync_file(struct file_out *o)
 {
-    enum { LARGE = 16 << 20 };
     pthread_t t;
-    struct stat st;
-    if (fflush(o->f) || ferror(o->f) || fstat(fileno(o->f), &st)) return -1;
+    if (fflush(o->f) || ferror(o->f)) return -1;
     sigset_t all, old; /* signals go to the main thread */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    bool hash = st.st_size >= LARGE && sha256_cached() && !pthread_create(&t, NULL, digest, o->tmp);
+    bool beside = o->beside && !pthread_create(&t, NULL, run_beside, o);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     int rc = fsync(fileno(o->f)), err = errno;
-    if (hash) pthread_join(t, NULL);
+    if (beside) pthread_join(t, NULL);
     errno = err;
     return rc;
 }

@@ -43,11 +43,14 @@ bool path_is_within(const char *path, const char *dir);
 /* True for a name that stays inside its folder: not empty, no '/', not "." or "..". */
 bool name_is_plain(const char *name);
 
-/* One output file. `file_out_close` checks every write, fsyncs and renames; on failure nothing is left. */
+/* One output file. `file_out_close` checks every write, fsyncs and renames; on failure nothing is left. beside (NULL after
+ * file_out_open) may be set: it is called in a thread of its own with the complete file's temporary name while the file goes
+ * to the disk; it reads it at most. */
 struct file_out {
     FILE *f;
     char *path, *tmp; /* owned */
     int slot;
+    void (*beside)(const char *tmp);
 };
 int file_out_open(struct file_out *o, const char *path, struct err *e);
 int file_out_write(struct file_out *o, const void *p, size_t n, struct err *e);

@@ -33,6 +33,8 @@ uint32_t fnv1a(const void *p, size_t n)
     return h;
 }
 
+enum { CACHED_BYTES = 1 << 20 }; /* smaller files are read again */
+
 static char *cache_path(void)
 {
     const char *off = getenv("QLAB_NO_CACHE");
@@ -40,14 +42,6 @@ static char *cache_path(void)
     const char *x = getenv("XDG_CACHE_HOME"), *h = getenv("HOME");
     if (x && *x == '/') return mem_printf("%s/qlab/digests", x);
     return h && *h == '/' ? mem_printf("%s/.cache/qlab/digests", h) : NULL;
-}
-
-bool sha256_cached(void)
-{
-    char *path = cache_path();
-    bool kept = path != NULL;
-    free(path);
-    return kept;
 }
 
 static void key_of(const struct stat *st, char *key, size_t n)
@@ -99,7 +93,7 @@ int sha256_file(const char *path, char out[65], int64_t *bytes, struct err *e)
         close(fd);
         return -1;
     }
-    char key[128], *cache = st.st_size >= 1 << 20 ? cache_path() : NULL;
+    char key[128], *cache = st.st_size >= CACHED_BYTES ? cache_path() : NULL;
     key_of(&st, key, sizeof key);
     if (bytes) *bytes = (int64_t)st.st_size;
     if (cache && cache_get(cache, key, out) == 0) {
@@ -127,4 +121,12 @@ int sha256_file(const char *path, char out[65], int64_t *bytes, struct err *e)
     }
     free(cache);
     return rc;
+}
+
+void sha256_keep(const char *path)
+{
+    char hex[65], *cache = cache_path();
+    struct stat st;
+    if (cache && stat(path, &st) == 0 && st.st_size >= CACHED_BYTES) sha256_file(path, hex, NULL, NULL);
+    free(cache);
 }

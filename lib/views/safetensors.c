@@ -1,5 +1,6 @@
 #include "views/safetensors.h"
 
+#include "base/hash.h"
 #include "base/json.h"
 #include "base/mem.h"
 
@@ -268,6 +269,7 @@ int st_writer_open(struct st_writer *w, const char *path, const struct tensor *d
     free(order);
     int rc = head ? file_out_open(&w->out, path, e) : err_set(e, "%s: a tensor name is not UTF-8", path);
     if (rc == 0) {
+        w->out.beside = sha256_keep; /* whoever writes a checkpoint is asked for its digest next */
         uint64_t len = strlen(head);
         uint8_t le[8];
         for (int i = 0; i < 8; i++) le[i] = (uint8_t)(len >> (8 * i));

@@ -25,7 +25,7 @@ int safetensors_parse(struct safetensors *s, const char *where, const void *p, s
 /* Streaming writer: declare every tensor (name, dtype, n_dims, shape; data ignored) in the order of writing, then
  * append their bytes in that order. In the file wider element types come first, so that every tensor is aligned to its
  * elements whatever the order of writing. The header is padded with spaces to a multiple of 8; "__metadata__" is
- * {"format": "pt"}. */
+ * {"format": "pt"}. The file's digest goes into the cache (base/hash.h) while the file goes to the disk. */
 struct st_writer {
     struct file_out out;
     struct tensor *decl; /* owned, with names */

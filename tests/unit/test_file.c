@@ -152,6 +152,51 @@ static void test_paths_of_maps(void **state)
     free(pb);
 }
 
+static char *seen;
+static size_t n_seen;
+static bool seen_final;
+
+static void look(const char *tmp)
+{
+    struct err e;
+    char *final = path_join(dir, "out");
+    if (file_read(tmp, 1 << 20, &seen, &n_seen, &e)) seen = NULL;
+    seen_final = path_exists(final);
+    free(final);
+}
+
+/* What runs beside the sync sees the whole file, before it has its name; nothing runs for a file that could not be written. */
+static void test_beside(void **state)
+{
+    (void)state;
+    struct err e;
+    struct file_out o;
+    char *path = path_join(dir, "out"), bytes[10000];
+    memset(bytes, 'x', sizeof bytes);
+    assert_int_equal(file_out_open(&o, path, &e), 0);
+    assert_null(o.beside);
+    o.beside = look;
+    assert_int_equal(file_out_write(&o, bytes, sizeof bytes, &e), 0);
+    assert_int_equal(file_out_close(&o, &e), 0);
+    assert_non_null(seen);
+    assert_int_equal(n_seen, sizeof bytes);
+    assert_memory_equal(seen, bytes, sizeof bytes);
+    assert_false(seen_final);
+    assert_true(path_exists(path));
+    free(seen);
+    seen = NULL;
+    assert_int_equal(file_out_open(&o, path, &e), 0);
+    o.beside = look;
+    FILE *full = fopen("/dev/full", "wb");
+    assert_non_null(full);
+    fclose(o.f);
+    o.f = full;
+    assert_int_equal(file_out_write(&o, bytes, 100, &e), 0); /* buffered: the flush fails */
+    assert_int_equal(file_out_close(&o, &e), -1);
+    assert_null(seen);
+    free(path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -159,6 +204,7 @@ int main(void)
         cmocka_unit_test(test_given_pipe_is_read),
         cmocka_unit_test(test_map_cut_short),
         cmocka_unit_test(test_paths_of_maps),
+        cmocka_unit_test(test_beside),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

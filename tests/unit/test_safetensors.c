@@ -1,6 +1,7 @@
 /* The safetensors reader against hand-made bytes: every refusal of docs/formats.md, and what must be accepted; the
  * writer against the reader and the layout of the format. */
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/mem.h"
 #include "golden.h"
 #include "views/safetensors.h"
@@ -10,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -239,6 +241,62 @@ static void test_writer_fails(void **state)
     assert_false(path_exists(path));
 }
 
+/* Lines of the cache, whose last digest goes to `last`. */
+static int cached(const char *digests, char last[65])
+{
+    FILE *f = fopen(digests, "r");
+    int n = 0;
+    while (f && fscanf(f, "%*s %64s", last) == 1) n++;
+    if (f) fclose(f);
+    return n;
+}
+
+/* A checkpoint's digest is in the cache when it is written; that of any other file, of a small one or with the cache off is not. */
+static void test_writer_digest(void **state)
+{
+    (void)state;
+    struct st_writer w;
+    struct err e;
+    char hex[65], last[65] = "", *was = getenv("XDG_CACHE_HOME"), *old = was ? mem_strdup(was) : NULL;
+    char *home = mem_strdup(test_tmp("cache")), *digests = path_join(home, "qlab/digests"), *path = mem_strdup(test_tmp("m.safetensors"));
+    struct tensor t = {.name = "t", .dtype = DT_U8, .n_dims = 1, .shape = {3 << 20}};
+    uint8_t *bytes = mem_new(3 << 20, 1);
+    for (size_t i = 0; i < 3 << 20; i++) bytes[i] = (uint8_t)(i * 31 >> 8);
+    assert_int_equal(path_remove_tree(home, &e), 0);
+    setenv("XDG_CACHE_HOME", home, 1);
+    assert_int_equal(file_write(path, bytes, 3 << 20, &e), 0);
+    assert_int_equal(cached(digests, last), 0);
+    for (int round = 0; round < 3; round++) { /* large; small; large with the cache off */
+        t.shape[0] = round == 1 ? 1000 : 3 << 20;
+        if (round == 2) setenv("QLAB_NO_CACHE", "1", 1);
+        assert_int_equal(st_writer_open(&w, path, &t, 1, &e), 0);
+        assert_int_equal(st_writer_append(&w, bytes, (size_t)t.shape[0], &e), 0);
+        assert_int_equal(st_writer_close(&w, &e), 0);
+        assert_int_equal(cached(digests, last), 1);
+        if (round) continue;
+        char *all;
+        size_t n;
+        assert_int_equal(file_read(path, 4 << 20, &all, &n, &e), 0);
+        sha256_hex(all, n, hex);
+        free(all);
+        assert_string_equal(last, hex);
+        /* and it is found there: the reader adds no line */
+        assert_int_equal(sha256_file(path, last, NULL, &e), 0);
+        assert_string_equal(last, hex);
+        assert_int_equal(cached(digests, last), 1);
+    }
+    unsetenv("QLAB_NO_CACHE");
+    if (old) setenv("XDG_CACHE_HOME", old, 1);
+    else unsetenv("XDG_CACHE_HOME");
+    path_remove_tree(home, &e);
+    unlink(path);
+    free(old);
+    free(home);
+    free(digests);
+    free(path);
+    free(bytes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -246,6 +304,7 @@ int main(void)
         cmocka_unit_test(test_refuses_places),  cmocka_unit_test(test_refuses_lengths),
         cmocka_unit_test(test_cut_short),       cmocka_unit_test(test_values_and_order),
         cmocka_unit_test(test_writer),          cmocka_unit_test(test_writer_fails),
+        cmocka_unit_test(test_writer_digest),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
