@@ -11,7 +11,7 @@
 
 /* ---- plots ---- */
 
-/* Δ nll against bits a weight: the chord is drawn under the points. */
+/* Δ nll against bits a weight, and the chord. */
 static int draw_chord(const struct mix *m, const char *dir, json_t *files, struct err *e)
 {
     struct plot_point *p = mem_new(m->n, sizeof *p);
@@ -25,19 +25,16 @@ static int draw_chord(const struct mix *m, const char *dir, json_t *files, struc
     struct plot_scatter s = {.title = "Damage against size: mixes and uniform formats",
                              .subtitle = "bars: 95 % of the paired difference; dashed: the chord from int4-g64 to int8-row",
                              .xlabel = "bits a weight over the decoder's linears", .ylabel = "Δ nll against f16, nats",
-                             .y_linear = true, .line = NAN, .p = p, .n = n};
+                             .y_linear = true, .line = PLOT_NO_LINE, .p = p, .n = n};
+    if (m->lo && m->hi) s.line = (struct plot_line){m->lo->bpw, m->lo->delta.v, m->hi->bpw, m->hi->delta.v};
     int height = 0;
-    char *script = plot_scatter_script(&s, &height), *all = NULL;
+    char *script = plot_scatter_script(&s, &height);
     free(p);
     if (!script) return 0;
-    all = m->lo && m->hi ? mem_printf("set arrow from first %.12g, first %.12g to first %.12g, first %.12g nohead back dt 2 lw 1.6 lc "
-                                      "rgb '#777777'\n%s", m->lo->bpw, m->lo->delta.v, m->hi->bpw, m->hi->delta.v, script)
-                         : mem_strdup(script);
     char *path = path_join(dir, "mix.svg");
-    int rc = plot_draw(all, height, path, e);
+    int rc = plot_draw(script, height, path, e);
     if (rc == 0) json_array_append_new(files, json_string_nocheck(path));
     free(path);
-    free(all);
     free(script);
     return rc;
 }

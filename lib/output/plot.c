@@ -172,8 +172,8 @@ static double y_cap(const struct plot_scatter *s)
 
 static bool scatter_axes(const struct plot_scatter *s, double cap, struct axis *x, struct axis *y)
 {
-    double x0 = INFINITY, x1 = -INFINITY, y0 = isfinite(s->line) ? s->line : INFINITY,
-           y1 = isfinite(s->line) ? s->line : -INFINITY;
+    double x0 = INFINITY, x1 = -INFINITY, y0 = fmin(INFINITY, fmin(s->line.y0, s->line.y1)),
+           y1 = fmax(-INFINITY, fmax(s->line.y0, s->line.y1)); /* a NaN falls out */
     for (size_t i = 0; i < s->n; i++) {
         const struct plot_point *p = &s->p[i];
         if (!drawable(p)) continue;
@@ -203,11 +203,14 @@ char *plot_scatter_script(const struct plot_scatter *s, int *height)
     add_ticks(&t, 'y', ay);
     add_label(&t, (LEFT + RIGHT) / 2.0 / PLOT_W, 14.0 / PLOT_H, "center", "#000000", FONT, s->xlabel);
     add_label(&t, 18.0 / PLOT_W, 1 - (TOP + BOTTOM) / 2.0 / PLOT_H, "center rotate by 90", "#000000", FONT, s->ylabel);
-    double line_px = NAN;
-    if (isfinite(s->line)) {
-        line_px = BOTTOM - frac(ay, s->line) * (BOTTOM - TOP);
-        add(&t, "set arrow from graph 0, first %.12g to graph 1, first %.12g nohead back dt 2 lc rgb '#777777'\n",
-            s->line, s->line);
+    struct plot_line line = s->line; /* then in pixels */
+    if (isfinite(line.y0)) {
+        line.x0 = LEFT + frac(ax, fmax(line.x0, ax.lo)) * (RIGHT - LEFT);
+        line.x1 = LEFT + frac(ax, fmin(line.x1, ax.hi)) * (RIGHT - LEFT);
+        line.y0 = BOTTOM - frac(ay, line.y0) * (BOTTOM - TOP);
+        line.y1 = BOTTOM - frac(ay, line.y1) * (BOTTOM - TOP);
+        add(&t, "set arrow from screen %.5f, screen %.5f to screen %.5f, screen %.5f nohead back dt 2 lw 1.6 lc rgb '#777777'\n",
+            line.x0 / PLOT_W, 1 - line.y0 / PLOT_H, line.x1 / PLOT_W, 1 - line.y1 / PLOT_H);
     }
     struct plot_label *l = mem_new(s->n, sizeof *l);
     struct plot_point *who = mem_new(s->n, sizeof *who);
@@ -228,7 +231,7 @@ char *plot_scatter_script(const struct plot_scatter *s, int *height)
         l[n].w = 4 + (CHAR_W - 0.6) * (double)strlen(p->label);
         l[n++].h = FONT + 2;
     }
-    plot_place_labels(l, n, LEFT + 4, TOP - 4, RIGHT + 20, BOTTOM - 3, line_px);
+    plot_place_labels(l, n, LEFT + 4, TOP - 4, RIGHT + 20, BOTTOM - 3, line);
     for (size_t i = 0; i < n; i++) {
         if (l[i].leader)
             add(&t, "set arrow from screen %.5f, screen %.5f to screen %.5f, screen %.5f nohead back lw 0.8 lc rgb "

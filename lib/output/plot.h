@@ -5,6 +5,7 @@
 
 #include "base/err.h"
 
+#include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -18,11 +19,18 @@ struct plot_point {
     double x, y, lo, hi; /* lo, hi: error bar; NaN: none */
 };
 
+/* A dashed line; y0 NaN: none; x0, x1 infinite: from edge to edge. */
+struct plot_line {
+    double x0, y0, x1, y1;
+};
+#define PLOT_NO_LINE ((struct plot_line){NAN, NAN, NAN, NAN})
+#define PLOT_LEVEL(y) ((struct plot_line){-INFINITY, y, INFINITY, y})
+
 struct plot_scatter {
     const char *title, *subtitle, *xlabel, *ylabel;
     bool y_linear;      /* never a log scale */
     bool y_from_zero;   /* else log scale if max/min > 3, else a linear range around the points */
-    double line;        /* a dashed horizontal line here; NaN: none */
+    struct plot_line line;
     const struct plot_point *p; /* points with x or y not finite are left out */
     size_t n;
 };
@@ -49,8 +57,8 @@ char *plot_bars_script(const struct plot_bars *b, int *height);
 int plot_draw(const char *script, int height, const char *path, struct err *e);
 
 /* Label placement, in pixels, y downwards. Labels are w × h; obstacles are the points, their error bars and
- * a horizontal line (y in pixels; NaN: none). On return lx, ly is the label's left top corner, ax, ay where a leader line meets it; leader says whether one is
- * wanted. Deterministic. */
+ * the line (in pixels). On return lx, ly is the label's left top corner, ax, ay where a leader line meets it; leader says
+ * whether one is wanted. Deterministic. */
 struct plot_label {
     double x, y, bar_top, bar_bottom; /* the point and its bar (bar_top ≤ y ≤ bar_bottom) */
     double w, h;
@@ -58,6 +66,6 @@ struct plot_label {
     bool leader;
 };
 void plot_place_labels(struct plot_label *l, size_t n, double left, double top, double right, double bottom,
-                       double line);
+                       struct plot_line line);
 
 #endif

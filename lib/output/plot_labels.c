@@ -62,13 +62,13 @@ static void put(struct plot_label *l, double r, double c, double s)
 }
 
 static double cost(const struct plot_label *l, size_t n, size_t i, double r, double c, struct box area,
-                   double line)
+                   struct plot_line line)
 {
     const struct plot_label *me = &l[i];
     struct box b = label_box(me);
     double sum = r + (c > 0.9 ? 0 : c < -0.9 ? 3 : 5);
     if (b.x0 < area.x0 || b.x1 > area.x1 || b.y0 < area.y0 || b.y1 > area.y1) sum += 100000;
-    if (line > b.y0 - 1 && line < b.y1 + 1) sum += 40;
+    if (isfinite(line.y0) && hits(line.x0, line.y0, line.x1, line.y1, grown(b, 1))) sum += 90;
     for (size_t k = 0; k < n; k++) {
         const struct plot_label *o = &l[k];
         struct box point = {o->x - POINT_R, o->y - POINT_R, o->x + POINT_R, o->y + POINT_R};
@@ -89,7 +89,7 @@ static double cost(const struct plot_label *l, size_t n, size_t i, double r, dou
 }
 
 void plot_place_labels(struct plot_label *l, size_t n, double left, double top, double right, double bottom,
-                       double line)
+                       struct plot_line line)
 {
     static const double radii[] = {9, 14, 20, 28, 36, 46, 58, 72, 88, 106, 126, 150, 176, 204, 240};
     const int n_radii = sizeof radii / sizeof *radii, n_dirs = 24;

@@ -53,7 +53,7 @@ static char *ppl_script(const struct rows *rs, int *height)
                            text && str_at(text, "path") ? path_last(str_at(text, "path")) : "a text", comp,
                            !paired ? "perplexity" : isfinite(line) ? "paired difference to the dashed line" : "paired difference to the reference");
     struct plot_scatter s = {.title = "Perplexity against size", .subtitle = sub, .xlabel = "weights on disk, GiB",
-                             .ylabel = "perplexity", .line = line, .p = p, .n = rs->n};
+                             .ylabel = "perplexity", .line = PLOT_LEVEL(line), .p = p, .n = rs->n};
     char *script = plot_scatter_script(&s, height);
     free(proto);
     free(comp);
@@ -74,7 +74,7 @@ static char *decode_script(const struct rows *rs, int *height)
     char *sub = mem_printf("%s, %s threads, computed in %s; median, bars: least and most of the trials",
                            *gpu ? gpu : cpu, threads, comp);
     struct plot_scatter s = {.title = "Decode speed against size", .subtitle = sub, .xlabel = "weights on disk, GiB",
-                             .ylabel = "decode, tokens a second", .y_from_zero = true, .line = NAN, .p = p, .n = rs->n};
+                             .ylabel = "decode, tokens a second", .y_from_zero = true, .line = PLOT_NO_LINE, .p = p, .n = rs->n};
     char *script = plot_scatter_script(&s, height);
     free(cpu);
     free(gpu);

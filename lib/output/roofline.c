@@ -137,7 +137,7 @@ static void add_labels(struct chart *c, const struct roofline *r)
             double v = r->x0 * pow(r->x1 / r->x0, (double)(x - LEFT) / (RIGHT - LEFT)), y = py(r, roof(r, v, r->peak[k]));
             l[n++] = (struct plot_label){.x = x, .y = y, .bar_top = y, .bar_bottom = y};
         }
-    plot_place_labels(l, n, LEFT + 4, TOP, RIGHT, BOTTOM - 3, NAN);
+    plot_place_labels(l, n, LEFT + 4, TOP, RIGHT, BOTTOM - 3, PLOT_NO_LINE);
     for (size_t i = 0; i < r->n; i++) {
         if (l[i].leader)
             chart_add(c, "set arrow from screen %.5f, screen %.5f to screen %.5f, screen %.5f nohead back lw 0.8 lc rgb "

@@ -153,7 +153,7 @@ static void labels(void **state)
             double x = 300 + spread * 9 * ((i * 5) % 13 - 6), y = 250 + spread * 7 * ((i * 8) % 13 - 6);
             l[i] = (struct plot_label){.x = x, .y = y, .bar_top = y - 12, .bar_bottom = y + 12, .w = 30 + 12 * (i % 9), .h = 16};
         }
-        plot_place_labels(l, 13, 70, 60, 830, 460, 300);
+        plot_place_labels(l, 13, 70, 60, 830, 460, (struct plot_line){70, 300, 830, 200 + 50 * spread});
         for (int i = 0; i < 13; i++) {
             assert_true(l[i].lx >= 70 && l[i].lx + l[i].w <= 830 && l[i].ly >= 60 && l[i].ly + l[i].h <= 460);
             for (int k = 0; k < i; k++) assert_false(boxes_meet(&l[i], &l[k]));
@@ -169,7 +169,7 @@ static void scripts(void **state)
 {
     (void)state;
     struct plot_point p[] = {{"it's `x`", "f16", 1, 2, NAN, NAN}, {"b", "nf4", 1.5, NAN, NAN, NAN}};
-    struct plot_scatter s = {.title = "t\nu", .subtitle = "", .xlabel = "x", .ylabel = "y", .line = NAN, .p = p, .n = 2};
+    struct plot_scatter s = {.title = "t\nu", .subtitle = "", .xlabel = "x", .ylabel = "y", .line = PLOT_NO_LINE, .p = p, .n = 2};
     int height = 0;
     char *text = plot_scatter_script(&s, &height);
     assert_non_null(text);
