@@ -165,6 +165,23 @@ static void labels(void **state)
     }
 }
 
+/* Where a slope runs through the place a label would take, it takes one that the slope does not touch. */
+static void label_beside_a_slope(void **state)
+{
+    (void)state;
+    const struct plot_label point = {.x = 400, .y = 250, .bar_top = 250, .bar_bottom = 250, .w = 100, .h = 16};
+    struct plot_label free = point;
+    plot_place_labels(&free, 1, 70, 60, 830, 460, PLOT_NO_LINE);
+    for (double slope = -0.6; slope < 0.61; slope += 0.1) {
+        struct plot_label l = point;
+        double y0 = 250 - 370 * slope, y1 = 250 + 430 * slope; /* through the point, from x = 30 to 830 */
+        plot_place_labels(&l, 1, 70, 60, 830, 460, (struct plot_line){30, y0, 830, y1});
+        assert_true(fabs(l.lx - free.lx) + fabs(l.ly - free.ly) > 1);
+        double a = (l.lx - 30) / 800 * (y1 - y0) + y0, b = (l.lx + l.w - 30) / 800 * (y1 - y0) + y0;
+        assert_true(fmax(a, b) < l.ly || fmin(a, b) > l.ly + l.h);
+    }
+}
+
 static void scripts(void **state)
 {
     (void)state;
@@ -326,7 +343,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(numbers), cmocka_unit_test(verdicts), cmocka_unit_test(markdown), cmocka_unit_test(csv_round_trip),
-        cmocka_unit_test(labels),  cmocka_unit_test(scripts),  cmocka_unit_test(paired),   cmocka_unit_test(joins),
+        cmocka_unit_test(labels), cmocka_unit_test(label_beside_a_slope),  cmocka_unit_test(scripts),  cmocka_unit_test(paired),   cmocka_unit_test(joins),
         cmocka_unit_test(wrong_types),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
