@@ -121,6 +121,8 @@ static void test_attention(void **state)
         for (size_t c = 0; c < sizeof cases / sizeof *cases; c++)
             for (int t = 0; t < 2; t++)
                 one_attention(&heads[h], t ? DT_F16 : DT_F32, cases[c][0], cases[c][1], &rng);
+    /* wider than any piece of scratch */
+    for (int t = 0; t < 2; t++) one_attention(&(struct heads){2, 1, 1100}, t ? DT_F16 : DT_F32, cases[1][0], cases[1][1], &rng);
 }
 
 /* A prompt at once, in pieces and token by token: the same bits. */
@@ -134,16 +136,17 @@ static void test_attention_pieces(void **state)
     random_floats(&rng, k, N * KV * HD);
     random_floats(&rng, v, N * KV * HD);
     static const int64_t piece[] = {N, 77, 3, 1};
-    for (int i = 0; i < n_isa; i++) {
+    for (int i = 0; i < 2 * n_isa; i++) {
         float *first = NULL;
+        struct backend *be = &cpu[i / 2];
         for (int p = 0; p < 4; p++) {
-            struct kv_cache kv = kv_new(N, KV, HD, p % 2 ? DT_F32 : DT_F32);
+            struct kv_cache kv = kv_new(N, KV, HD, i % 2 ? DT_F32 : DT_F16);
             float *out = guard_new(N * H * HD);
             for (int64_t at = 0; at < N; at += piece[p]) {
                 int64_t n = N - at < piece[p] ? N - at : piece[p];
                 struct span s = {&kv, 0, n};
-                cpu[i].ops->kv_append(&cpu[i], &s, 1, 0, k + at * KV * HD, v + at * KV * HD);
-                cpu[i].ops->attention(&cpu[i], out + at * H * HD, q + at * H * HD, &s, 1, 0, H);
+                be->ops->kv_append(be, &s, 1, 0, k + at * KV * HD, v + at * KV * HD);
+                be->ops->attention(be, out + at * H * HD, q + at * H * HD, &s, 1, 0, H);
                 kv.n += n;
             }
             if (!first) first = memcpy(mem_array(N * H * HD, 4), out, N * H * HD * 4);

@@ -32,34 +32,24 @@ struct append {
     const float *key, *value; /* rows of the span */
 };
 
-static void put_key(const struct kv_cache *kv, int64_t at, int64_t pos, const float *x)
-{
-    int64_t hd = kv->head_dim, to = at + pos / KV_BLOCK * KV_BLOCK * hd + pos % KV_BLOCK;
-    if (kv->dtype == DT_F32) {
-        float *k = kv->k;
-        for (int64_t d = 0; d < hd; d++) k[to + d * KV_BLOCK] = x[d];
-    } else {
-        uint16_t *k = kv->k;
-        const uint16_t *h = (const uint16_t *)(const void *)x;
-        for (int64_t d = 0; d < hd; d++) k[to + d * KV_BLOCK] = h[d];
-    }
-}
-
 /* Key and value (head_dim each) of KV head h at position pos. */
 static void append_head(const struct kernels *k, const struct kv_cache *kv, int64_t layer, int64_t h, int64_t pos,
                         const float *key, const float *value)
 {
-    int64_t hd = kv->head_dim, at = head_at(kv, layer, h);
-    uint16_t half[1024];
-    assert(kv->dtype == DT_F32 || hd <= (int64_t)(sizeof half / sizeof *half));
+    int64_t hd = kv->head_dim, at = head_at(kv, layer, h), to = at + pos / KV_BLOCK * KV_BLOCK * hd + pos % KV_BLOCK;
     if (kv->dtype == DT_F32) {
-        put_key(kv, at, pos, key);
+        for (int64_t d = 0; d < hd; d++) ((float *)kv->k)[to + d * KV_BLOCK] = key[d];
         memcpy((float *)kv->v + at + pos * hd, value, (size_t)hd * sizeof(float));
-    } else {
-        k->to_f16(half, key, hd);
-        put_key(kv, at, pos, (const float *)(const void *)half);
-        k->to_f16((uint16_t *)kv->v + at + pos * hd, value, hd);
+        return;
     }
+    enum { PIECE = 256 };
+    uint16_t half[PIECE];
+    for (int64_t d0 = 0; d0 < hd; d0 += PIECE) {
+        int64_t n = hd - d0 < PIECE ? hd - d0 : PIECE;
+        k->to_f16(half, key + d0, n);
+        for (int64_t d = 0; d < n; d++) ((uint16_t *)kv->k)[to + (d0 + d) * KV_BLOCK] = half[d];
+    }
+    k->to_f16((uint16_t *)kv->v + at + pos * hd, value, hd);
 }
 
 static void append_rows(void *ctx, int64_t begin, int64_t end, int thread)
