@@ -245,11 +245,13 @@ static void reading(const struct speed *s, FILE *f)
 static void rows_table(const struct speed *s, FILE *f)
 {
     struct table t;
-    char *heads = mem_printf("format|compute|>prompt tokens|>tokens already there|>TTFT ms|>prefill t/s|>decode t/s|>TTFT, times "
-                             "%s|>decode, times %s", s->names[0], s->names[0]);
-    for (char *p = heads; (p = strchr(p, '\n')); ) *p = ' ';
-    table_begin(&t, heads);
-    free(heads);
+    char *base = md_escape(s->names[0]), *ttft = mem_printf("TTFT, times %s", base), *decode = mem_printf("decode, times %s", base);
+    table_begin(&t, "format|compute|>prompt tokens|>tokens already there|>TTFT ms|>prefill t/s|>decode t/s|>|>");
+    table_head(&t, 7, ttft);
+    table_head(&t, 8, decode);
+    free(base);
+    free(ttft);
+    free(decode);
     for (size_t i = 0; i < s->n; i++) {
         const struct speed_row *r = &s->r[i];
         char *name = md_escape(r->name), *compute = md_escape(r->compute);

@@ -21,6 +21,12 @@ void table_begin(struct table *t, const char *heads)
     }
 }
 
+void table_head(struct table *t, size_t col, const char *text)
+{
+    free(t->head[col]);
+    t->head[col] = mem_strdup(text);
+}
+
 void table_cell(struct table *t, const char *fmt, ...)
 {
     if (t->at == t->n_rows * t->n_cols) {

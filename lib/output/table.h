@@ -17,6 +17,8 @@ struct table {
 
 /* heads: "name|>GiB|…" separated by '|'; a leading '>' right-aligns the column. */
 void table_begin(struct table *t, const char *heads);
+/* Another head for column col: for text from outside, in which '|' may stand. */
+void table_head(struct table *t, size_t col, const char *text);
 /* The next cell, printf style; rows follow one another. */
 void table_cell(struct table *t, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void table_free(struct table *t);
