@@ -21,7 +21,7 @@ struct chart {
 void chart_begin(struct chart *c, int height, const char *title, const char *subtitle, const char *xlabel,
                  const char *ylabel);
 void chart_add(struct chart *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-/* As a single-quoted gnuplot string. */
+/* As a single-quoted gnuplot string, in which only the quote itself is special. */
 void chart_quoted(struct chart *c, const char *s);
 /* Draw DIR/NAME.svg, append its path to files, free the chart. */
 int chart_draw(struct chart *c, const char *dir, const char *name, json_t *files, struct err *e);

@@ -2,13 +2,13 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "output/chart.h"
 #include "output/table.h"
 
 #include <errno.h>
 #include <math.h>
 #include <spawn.h>
 #include <stdint.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,47 +40,17 @@ static const struct style *style_of(const char *format)
 
 /* ---- script text ---- */
 
-struct text {
-    char *s;
-    size_t n;
-};
-
-static void add(struct text *t, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static void add(struct text *t, const char *fmt, ...)
+static void add_label(struct chart *t, double x, double y, const char *align, const char *color, int size, const char *s)
 {
-    va_list ap, again;
-    va_start(ap, fmt);
-    va_copy(again, ap);
-    int n = vsnprintf(NULL, 0, fmt, ap);
-    t->s = mem_grow(t->s, t->n + (size_t)n + 1, 1);
-    vsnprintf(t->s + t->n, (size_t)n + 1, fmt, again);
-    va_end(again);
-    va_end(ap);
-    t->n += (size_t)n;
+    chart_add(t, "set label ");
+    chart_quoted(t, s);
+    chart_add(t, " at screen %.5f, screen %.5f %s front font ',%d' textcolor rgb '%s'\n", x, y, align, size, color);
 }
 
-/* As a single-quoted gnuplot string, in which only the quote itself is special. */
-static void add_quoted(struct text *t, const char *s)
+static void add_head(struct chart *t, const char *title, const char *subtitle, int height)
 {
-    add(t, "'");
-    for (; s && *s; s++) {
-        if (*s == '\'') add(t, "''");
-        else add(t, "%c", (unsigned char)*s < 32 ? ' ' : *s);
-    }
-    add(t, "'");
-}
-
-static void add_label(struct text *t, double x, double y, const char *align, const char *color, int size, const char *s)
-{
-    add(t, "set label ");
-    add_quoted(t, s);
-    add(t, " at screen %.5f, screen %.5f %s front font ',%d' textcolor rgb '%s'\n", x, y, align, size, color);
-}
-
-static void add_head(struct text *t, const char *title, const char *subtitle, int height)
-{
-    add(t, "set encoding utf8\nunset key\nset border 3 lc rgb '#444444'\nset tics nomirror out scale 0.6 font ',13'\n"
-           "set grid ytics lc rgb '#dddddd' lt 1\n");
+    chart_add(t, "set encoding utf8\nunset key\nset border 3 lc rgb '#444444'\nset tics nomirror out scale 0.6 font ',13'\n"
+                 "set grid ytics lc rgb '#dddddd' lt 1\n");
     add_label(t, 16.0 / PLOT_W, 1 - 24.0 / height, "left", "#000000", FONT + 3, title);
     add_label(t, 16.0 / PLOT_W, 1 - 46.0 / height, "left", "#444444", FONT - 1, subtitle);
 }
@@ -109,9 +79,9 @@ static struct axis axis_log(double lo, double hi)
     return (struct axis){lo / pad, hi * pad, true};
 }
 
-static void add_ticks(struct text *t, char name, struct axis a)
+static void add_ticks(struct chart *t, char name, struct axis a)
 {
-    add(t, "set %ctics (", name);
+    chart_add(t, "set %ctics (", name);
     const char *comma = "";
     if (a.log) {
         static const double steps[] = {1, 1.5, 2, 3, 5, 7};
@@ -121,7 +91,7 @@ static void add_ticks(struct text *t, char name, struct axis a)
                 double v = d * steps[k];
                 bool keep = a.hi / a.lo > 300 ? steps[k] == 1 || steps[k] == 3 : dense || (k != 1 && k != 5);
                 if (v < a.lo || v > a.hi || !keep) continue;
-                add(t, "%s'%s' %.12g", comma, fmt_sig(v, v >= 1 ? 1 + (int)log10(v) + (v < 10) : 2), v);
+                chart_add(t, "%s'%s' %.12g", comma, fmt_sig(v, v >= 1 ? 1 + (int)log10(v) + (v < 10) : 2), v);
                 comma = ", ";
             }
     } else {
@@ -129,18 +99,18 @@ static void add_ticks(struct text *t, char name, struct axis a)
         double step = p * (m > 5 ? 10 : m > 2 ? 5 : m > 1 ? 2 : 1);
         int dec = step >= 1 ? 0 : (int)ceil(-log10(step) - 1e-9);
         for (double i = ceil(a.lo / step - 1e-9); i * step <= a.hi + 1e-9 * step; i++) {
-            add(t, "%s'%s' %.12g", comma, fmt_num(i * step, dec > 12 ? 12 : dec), i * step);
+            chart_add(t, "%s'%s' %.12g", comma, fmt_num(i * step, dec > 12 ? 12 : dec), i * step);
             comma = ", ";
         }
     }
-    add(t, ")\nset %crange [%.12g:%.12g]\n", name, a.lo, a.hi);
-    if (a.log) add(t, "set logscale %c\n", name);
+    chart_add(t, ")\nset %crange [%.12g:%.12g]\n", name, a.lo, a.hi);
+    if (a.log) chart_add(t, "set logscale %c\n", name);
 }
 
-static void add_axes_area(struct text *t, int height, double left)
+static void add_axes_area(struct chart *t, int height, double left)
 {
-    add(t, "set lmargin at screen %.5f\nset rmargin at screen %.5f\nset tmargin at screen %.5f\n"
-           "set bmargin at screen %.5f\n",
+    chart_add(t, "set lmargin at screen %.5f\nset rmargin at screen %.5f\nset tmargin at screen %.5f\n"
+                 "set bmargin at screen %.5f\n",
         left / PLOT_W, (double)RIGHT / PLOT_W, 1 - (double)TOP / height, (double)(PLOT_H - BOTTOM) / height);
 }
 
@@ -196,7 +166,7 @@ char *plot_scatter_script(const struct plot_scatter *s, int *height)
     double cap = y_cap(s);
     if (!scatter_axes(s, cap, &ax, &ay)) return NULL;
     *height = PLOT_H;
-    struct text t = {0};
+    struct chart t = {0};
     add_head(&t, s->title, s->subtitle, PLOT_H);
     add_axes_area(&t, PLOT_H, LEFT);
     add_ticks(&t, 'x', ax);
@@ -209,7 +179,7 @@ char *plot_scatter_script(const struct plot_scatter *s, int *height)
         line.x1 = LEFT + frac(ax, fmin(line.x1, ax.hi)) * (RIGHT - LEFT);
         line.y0 = BOTTOM - frac(ay, line.y0) * (BOTTOM - TOP);
         line.y1 = BOTTOM - frac(ay, line.y1) * (BOTTOM - TOP);
-        add(&t, "set arrow from screen %.5f, screen %.5f to screen %.5f, screen %.5f nohead back dt 2 lw 1.6 lc rgb '#777777'\n",
+        chart_add(&t, "set arrow from screen %.5f, screen %.5f to screen %.5f, screen %.5f nohead back dt 2 lw 1.6 lc rgb '#777777'\n",
             line.x0 / PLOT_W, 1 - line.y0 / PLOT_H, line.x1 / PLOT_W, 1 - line.y1 / PLOT_H);
     }
     struct plot_label *l = mem_new(s->n, sizeof *l);
@@ -234,8 +204,8 @@ char *plot_scatter_script(const struct plot_scatter *s, int *height)
     plot_place_labels(l, n, LEFT + 4, TOP - 4, RIGHT + 20, BOTTOM - 3, line);
     for (size_t i = 0; i < n; i++) {
         if (l[i].leader)
-            add(&t, "set arrow from screen %.5f, screen %.5f to screen %.5f, screen %.5f nohead back lw 0.8 lc rgb "
-                    "'#999999'\n",
+            chart_add(&t, "set arrow from screen %.5f, screen %.5f to screen %.5f, screen %.5f nohead back lw 0.8 lc rgb "
+                          "'#999999'\n",
                 l[i].x / PLOT_W, 1 - l[i].y / PLOT_H, l[i].ax / PLOT_W, 1 - l[i].ay / PLOT_H);
         /* aligned on the side where the anchor is, so that another font's widths do no harm */
         bool left = l[i].ax < l[i].lx + 1, right = l[i].ax > l[i].lx + l[i].w - 1;
@@ -243,15 +213,15 @@ char *plot_scatter_script(const struct plot_scatter *s, int *height)
         add_label(&t, x / PLOT_W, 1 - (l[i].ly + l[i].h / 2) / PLOT_H, left ? "left" : right ? "right" : "center",
                   style_of(who[i].format)->color, FONT, who[i].label);
     }
-    add(&t, "plot");
+    chart_add(&t, "plot");
     for (size_t i = 0; i < n; i++) {
         const struct style *st = style_of(who[i].format);
-        add(&t, "%s '-' using 1:2:3:4 with yerrorbars lc rgb '%s' lw 1.4 pt %d ps 1.1 notitle", i ? "," : "", st->color,
+        chart_add(&t, "%s '-' using 1:2:3:4 with yerrorbars lc rgb '%s' lw 1.4 pt %d ps 1.1 notitle", i ? "," : "", st->color,
             st->shape);
     }
-    add(&t, "\n");
+    chart_add(&t, "\n");
     for (size_t i = 0; i < n; i++)
-        add(&t, "%.12g %.12g %.12g %.12g\ne\n", who[i].x, who[i].y, who[i].lo, who[i].hi);
+        chart_add(&t, "%.12g %.12g %.12g %.12g\ne\n", who[i].x, who[i].y, who[i].lo, who[i].hi);
     for (size_t i = 0; i < n; i++) free((char *)(uintptr_t)who[i].label);
     free(l);
     free(who);
@@ -267,13 +237,13 @@ static double bar_sum(const struct plot_bars *b, size_t i)
     return sum;
 }
 
-static void add_bar(struct text *t, const struct plot_bars *b, size_t i, struct axis ax, double left, int height)
+static void add_bar(struct chart *t, const struct plot_bars *b, size_t i, struct axis ax, double left, int height)
 {
     double at = 0, y = TOP + 8 + 28.0 * (double)i + 14;
     for (size_t c = 0; c < b->n_classes; c++) {
         double v = b->b[i].v[c], x0 = left + frac(ax, at) * (RIGHT - left), x1 = left + frac(ax, at + v) * (RIGHT - left);
-        add(t, "set object rectangle from screen %.5f, screen %.5f to screen %.5f, screen %.5f fs solid noborder fc rgb "
-               "'%s'\n",
+        chart_add(t, "set object rectangle from screen %.5f, screen %.5f to screen %.5f, screen %.5f fs solid noborder fc rgb "
+                     "'%s'\n",
             x0 / PLOT_W, 1 - (y + 9) / height, x1 / PLOT_W, 1 - (y - 9) / height, class_colors[c]);
         const char *text = fmt_sig(v, 3);
         if (x1 - x0 > CHAR_W * (double)strlen(text) + 6)
@@ -299,23 +269,23 @@ char *plot_bars_script(const struct plot_bars *b, int *height)
     *height = TOP + 16 + 28 * (int)b->n + (PLOT_H - BOTTOM);
     double left = fmin(24 + (CHAR_W - 0.6) * (double)longest, PLOT_W / 2.0);
     struct axis ax = {0, most * 1.09, false};
-    struct text t = {0};
+    struct chart t = {0};
     add_head(&t, b->title, b->subtitle, *height);
     add_axes_area(&t, *height, left);
-    add(&t, "set border 1\nunset ytics\nunset grid\nset yrange [0:1]\n");
+    chart_add(&t, "set border 1\nunset ytics\nunset grid\nset yrange [0:1]\n");
     add_label(&t, (left + RIGHT) / 2.0 / PLOT_W, 14.0 / *height, "center", "#000000", FONT, b->xlabel);
     add_ticks(&t, 'x', ax);
     double x = RIGHT;
     for (size_t c = b->n_classes; c-- > 0;) { /* the legend, from the right, on the subtitle's line */
         x -= 14 + (CHAR_W - 0.6) * (double)strlen(b->classes[c]);
-        add(&t, "set object rectangle from screen %.5f, screen %.5f to screen %.5f, screen %.5f fs solid noborder fc rgb "
-                "'%s'\n",
+        chart_add(&t, "set object rectangle from screen %.5f, screen %.5f to screen %.5f, screen %.5f fs solid noborder fc rgb "
+                      "'%s'\n",
             (x - 16) / PLOT_W, 1 - 51.0 / *height, (x - 4) / PLOT_W, 1 - 39.0 / *height, class_colors[c]);
         add_label(&t, x / PLOT_W, 1 - 45.0 / *height, "left", "#000000", FONT - 1, b->classes[c]);
         x -= 16;
     }
     for (size_t i = 0; i < b->n; i++) add_bar(&t, b, i, ax, left, *height);
-    add(&t, "plot NaN notitle\n");
+    chart_add(&t, "plot NaN notitle\n");
     return t.s;
 }
 

@@ -2,7 +2,7 @@
 #include "backend/cpu/bf16.h"
 #include "backend/cpu/simd.h"
 
-/* Rows 2·VL·part … of a panel. vf_fma rounds like a multiplication, which is exact here, and an addition. */
+/* 2·VL rows of a panel, from the row whose first pair `panel` is. vf_fma rounds like a multiplication, which is exact here, and an addition. */
 INLINE void bf16_rows(const uint8_t *panel, int64_t n_pairs, const uint16_t *x, int64_t ld, const int nt, float *y)
 {
     vf sum[2][BF16_TOKENS];

@@ -6,11 +6,7 @@
 #include "backend/cpu/k_elementwise.h"
 #include "backend/cpu/k_logits.h"
 
-#define QUOTE2(x) #x
-#define QUOTE(x) QUOTE2(x)
-
 const struct kernels KERNEL(kernels) = {
-    .name = QUOTE(KERNEL(kernels)),
     .dot_rows = ROWS,
     .dot = dot_f32,
     .dot_stream = {stream_f32, stream_f16, stream_bf16},

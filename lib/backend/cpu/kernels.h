@@ -29,7 +29,6 @@ struct top {
 };
 
 struct kernels {
-    const char *name;
     int dot_rows; /* rows a dot tile has */
 
     /* y[i·4 + t] = Σ_k w[i][k]·x[t][k], i < dot_rows, t < n_tok ≤ DOT_TOKENS. Each sum is formed in VL lanes over k in

@@ -59,7 +59,7 @@ INLINE vf vf_round_f16(vf a)
 {
     return _mm512_cvtph_ps(_mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-/* 16 bytes to floats, in VL/16 … 16/VL vectors: vector i of them */
+/* VL unsigned bytes */
 INLINE vf vf_from_u8(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))); }
 INLINE __m256 fold16(vf a) { return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)); }
 INLINE vd vd_zero(void) { return _mm512_setzero_pd(); }
