@@ -53,7 +53,9 @@ static struct {
     _Alignas(64) atomic_int left;
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .go = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
 
-static _Thread_local bool inside; /* a piece of work that itself calls par_for runs that alone */
+/* Which thread of a piece of work this one is, plus one; 0: it is in none. A piece of work that itself calls par_for runs
+ * that alone, as the thread it is. */
+static _Thread_local int inside;
 
 int par_cores(void)
 {
@@ -83,7 +85,7 @@ static void run_item(const struct job *j, int64_t i, int thread)
 
 static void run_share(const struct job *j, int thread, int active)
 {
-    inside = true;
+    inside = thread + 1;
     if (j->dynamic) {
         for (int k = 0; k < active; k++) /* one's own first */
             for (int64_t i; (i = take(&pool.shares[(thread + k) % active], k == 0)) >= 0;) run_item(j, i, thread);
@@ -92,7 +94,7 @@ static void run_share(const struct job *j, int thread, int active)
         if (e > j->n) e = j->n;
         if (b < e) j->fn(j->ctx, b, e, thread);
     }
-    inside = false;
+    inside = 0;
 }
 
 static unsigned next_epoch(unsigned seen)
@@ -211,10 +213,10 @@ static void run(struct job j)
     int active = inside ? 1 : par_threads();
     if (active > j.items) active = (int)j.items;
     if (active == 1) {
-        bool was = inside;
-        inside = true;
-        if (!j.dynamic) j.fn(j.ctx, 0, j.n, 0);
-        for (int64_t i = 0; j.dynamic && i < j.items; i++) run_item(&j, i, 0);
+        int was = inside, thread = was ? was - 1 : 0;
+        inside = thread + 1;
+        if (!j.dynamic) j.fn(j.ctx, 0, j.n, thread);
+        for (int64_t i = 0; j.dynamic && i < j.items; i++) run_item(&j, i, thread);
         inside = was;
         return;
     }

@@ -1,6 +1,6 @@
 /* Threads. Work is cut by the caller into items whose results do not depend on which thread runs them, so a run is
  * bit-identical for any number of threads. One thread (the main one) calls these; work that calls them again runs that
- * part alone. */
+ * part alone, as the thread it is. */
 #ifndef QLAB_BASE_PAR_H
 #define QLAB_BASE_PAR_H
 

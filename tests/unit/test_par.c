@@ -72,27 +72,39 @@ static void wake_ups(void **state)
     }
 }
 
+struct nest {
+    int64_t sums[10];
+    int outer, others; /* the thread outside; inner pieces that ran under another number */
+};
+
 static void inner(void *ctx, int64_t begin, int64_t end, int thread)
 {
-    (void)thread;
-    int64_t *sum = ctx;
-    for (int64_t i = begin; i < end; i++) sum[i] += i;
+    struct nest *n = ctx;
+    n->others += thread != n->outer;
+    for (int64_t i = begin; i < end; i++) n->sums[i] += i;
 }
 
 static void outer(void *ctx, int64_t begin, int64_t end, int thread)
 {
-    (void)thread;
-    int64_t *sums = ctx;
-    for (int64_t i = begin; i < end; i++) par_for(10, 1, inner, sums + 10 * i);
+    struct nest *all = ctx;
+    for (int64_t i = begin; i < end; i++) {
+        all[i].outer = thread;
+        (i % 2 ? par_for_dynamic : par_for)(10, 1, inner, &all[i]);
+    }
 }
 
+/* What a piece of work starts itself runs in its thread and under its number, whose scratch it may use. */
 static void nested(void **state)
 {
     (void)state;
     par_set_threads(3);
-    int64_t sums[80] = {0};
-    par_for(8, 1, outer, sums);
-    for (int i = 0; i < 80; i++) assert_int_equal(sums[i], i % 10);
+    struct nest all[9] = {0};
+    par_for(9, 1, outer, all);
+    for (int i = 0; i < 9; i++) {
+        assert_int_equal(all[i].outer, i / 3);
+        assert_int_equal(all[i].others, 0);
+        for (int k = 0; k < 10; k++) assert_int_equal(all[i].sums[k], k);
+    }
 }
 
 int main(void)
