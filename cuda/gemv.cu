@@ -3,7 +3,7 @@
  *
  * What limits it is bytes in flight: an H100 needs 3.35 TB/s · 0.7 µs = 2.3 MB under way, 18 KB a multiprocessor, an
  * RTX 4090 1.0 TB/s · 0.6 µs = 5 KB. A lane loads 16 bytes of codes of each of its R rows, with their scales and zero
- * points, one step ahead of the products: 2·R loads of 16 bytes. With R = 2 and 64 registers a multiprocessor has 32
+ * points, two steps ahead of the products: 2·R loads of 16 bytes. With R = 2 and 64 registers a multiprocessor has 32
  * warps, 64 KB under way; with R = 4 it has 16 warps, again 64 KB. Small weights do not fill that: there `split` warps
  * share rows until there are 16 warps a multiprocessor. Rows of activations come from the first-level cache, 40 bytes
  * for 16·R bytes of codes (32·R of 8 bits), hence R = 4 where there are rows enough. Arithmetic is far from a limit: 8
@@ -13,8 +13,9 @@
  * Up to four tokens share a pass over the codes; of eight, two blocks read the same codes at about the same time, one
  * of them from the second-level cache.
  *
- * The normalizing form (one token) computes rmsnorm(x) in every block into shared memory, after its first weights are
- * on their way: cheaper than a launch, as the vector is some KB in the second-level cache. */
+ * The first two steps are loaded before the wait for earlier kernels (weight_load.cuh). The normalizing form (one token)
+ * then computes rmsnorm(x) in every block into shared memory: cheaper than a launch, as the vector is some KB in the
+ * second-level cache. */
 #include "gemv.cuh"
 
 enum scale_class { SC_16, SC_32, SC_DQ };
@@ -59,7 +60,7 @@ template <enum cuda_kind Kind, int R> struct raw_chunk {
     int z[R];
 };
 
-template <enum cuda_kind Kind, enum scale_class Sc, int R>
+template <bool Early, enum cuda_kind Kind, enum scale_class Sc, int R>
 __device__ __forceinline__ void load_chunk(struct raw_chunk<Kind, R> &k, const struct lane_rows<Kind, Sc, R> &l, int c)
 {
     const unsigned g = __umulhi(2u * unsigned(c), l.group_div);
@@ -67,24 +68,28 @@ __device__ __forceinline__ void load_chunk(struct raw_chunk<Kind, R> &k, const s
     for (int r = 0; r < R; r++) {
         const struct row_planes &at = l.row[r];
         if (Kind == CUW_INT8) {
-            k.q[r][0] = __ldcs(at.q + 2 * c);
-            k.q[r][1] = __ldcs(at.q + 2 * c + 1);
+            k.q[r][0] = load_once<Early>(at.q + 2 * c);
+            k.q[r][1] = load_once<Early>(at.q + 2 * c + 1);
         } else {
-            k.q[r][0] = __ldcs(at.q + c);
+            k.q[r][0] = load_once<Early>(at.q + c);
         }
         if (Kind == CUW_BOOK) {
             const unsigned b = __umulhi(2u * (at.first + unsigned(c)), l.group_div);
             if (Sc == SC_DQ) {
-                k.s[r] = __ldg(at.s + b);
-                k.nested[r] = __ldg(reinterpret_cast<const float *>(at.z) + b / 256);
+                k.s[r] = load_weight<Early>(at.s + b);
+                k.nested[r] = load_weight<Early>(reinterpret_cast<const float *>(at.z) + b / 256);
             } else {
-                k.s[r] = __ldg(reinterpret_cast<const uint32_t *>(at.s) + b);
+                k.s[r] = load_weight<Early>(reinterpret_cast<const uint32_t *>(at.s) + b);
             }
         } else {
             if (!l.one_scale)
-                k.s[r] = Sc == SC_32 ? __ldg(reinterpret_cast<const uint32_t *>(at.s) + g)
-                                     : __ldg(reinterpret_cast<const unsigned short *>(at.s) + g);
-            if (Kind == CUW_INT4) k.z[r] = l.zeros ? int(__ldg(at.z + g)) : 8;
+                k.s[r] = Sc == SC_32 ? load_weight<Early>(reinterpret_cast<const uint32_t *>(at.s) + g)
+                                     : load_weight<Early>(reinterpret_cast<const unsigned short *>(at.s) + g);
+            if (Kind == CUW_INT4) k.z[r] = l.zeros ? int(load_weight<Early>(at.z + g)) : 8;
+        }
+        if (Early) {
+            issued(k.q[r][0]);
+            issued(k.q[r][Kind == CUW_INT8]);
         }
     }
 }
@@ -171,7 +176,7 @@ __device__ __forceinline__ void multiply(float (&acc)[R][T], const struct raw_ch
  * Grid of the kernel: all jobs' blocks; see gemv.cuh. Dynamic shared memory: with Norm, 40 bytes a chunk. */
 constexpr int gemv_int8_blocks(enum cuda_kind kind, int rows, int tokens, bool norm)
 {
-    if (rows > 2 || tokens > 2 || (tokens > 1 && kind == CUW_INT8)) return 2;
+    if (rows > 2 || tokens > 2 || (tokens > 1 && kind != CUW_BOOK)) return 2;
     return tokens > 1 || norm || kind == CUW_INT8 ? 3 : 4;
 }
 template <enum cuda_kind Kind, enum scale_class Sc, int R, int T, bool Norm>
@@ -182,7 +187,6 @@ __global__ void __launch_bounds__(GEMV_THREADS, gemv_int8_blocks(Kind, R, T, Nor
     SHARED_ARRAY(float, tile, [T][32]);
     SHARED_ARRAY(float, map, [Sc == SC_DQ ? 512 : 1]); /* the job's, then its partner's */
     SHARED_ARRAY(float, red, [GEMV_WARPS]);
-    kernel_begin();
     const struct gemv_warp p = gemv_where<R, T>(a);
     const struct gemv_job &job = a.job[p.job];
     const int lane = threadIdx.x & 31, chunks = (a.n_in + 31) / 32, c0 = p.part * 32 + lane, step = a.split * 32;
@@ -190,7 +194,9 @@ __global__ void __launch_bounds__(GEMV_THREADS, gemv_int8_blocks(Kind, R, T, Nor
     struct lane_rows<Kind, Sc, R> rows;
     struct raw_chunk<Kind, R> now, next;
     find_rows(rows, job, p, 0, chunks);
-    if (c0 < chunks) load_chunk(now, rows, c0);
+    if (c0 < chunks) load_chunk<true>(now, rows, c0);
+    if (c0 + step < chunks) load_chunk<true>(next, rows, c0 + step);
+    kernel_begin();
 
     const uint32_t *const tw = reinterpret_cast<const uint32_t *>(job.w.table);
     const struct factors f = {{tw[0], tw[1], tw[2], tw[3]},
@@ -224,17 +230,15 @@ __global__ void __launch_bounds__(GEMV_THREADS, gemv_int8_blocks(Kind, R, T, Nor
 
     for (int pass = 0; pass < a.passes; pass++) {
         float acc[R][T] = {};
-        int c = c0;
-        /* no branch around the loads: the compiler would move them behind the products */
-        for (; c + step < chunks; c += step) {
-            load_chunk(next, rows, c + step);
+        for (int c = c0; c < chunks; c += step) {
             multiply<Kind, Sc, R, T, Norm>(acc, now, f, p, c, xq, xmeta, n_chunks);
-            now = next;
+            now = next; /* under way since the last round, or since before the wait */
+            if (c + 2 * step < chunks) load_chunk<false>(next, rows, c + 2 * step);
         }
-        if (c < chunks) multiply<Kind, Sc, R, T, Norm>(acc, now, f, p, c, xq, xmeta, n_chunks);
         if (pass + 1 < a.passes) {
             find_rows(rows, job, p, pass + 1, chunks);
-            if (c0 < chunks) load_chunk(now, rows, c0);
+            if (c0 < chunks) load_chunk<false>(now, rows, c0);
+            if (c0 + step < chunks) load_chunk<false>(next, rows, c0 + step);
         }
         gemv_finish<R, T, true>(a, job, p, pass, acc, part, tile);
     }

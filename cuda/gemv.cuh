@@ -13,6 +13,7 @@
 #include "acts.cuh"
 #include "dequant.cuh"
 #include "grid_constant.cuh"
+#include "weight_load.cuh"
 
 enum { GEMV_WARPS = 8, GEMV_THREADS = 32 * GEMV_WARPS, GEMV_JOBS = 4, GEMV_TOKENS = 8 };
 

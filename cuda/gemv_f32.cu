@@ -1,7 +1,7 @@
 /* Matrix times 1 … 8 vectors in f32: float weights, which stream as they are (the fast path of f16, bf16 and f32
  * models), and every quantized format, dequantized exactly in registers (verification, and what has no integer form).
  *
- * Float weights: a lane loads 16 bytes (f32: 32) of each of R rows, one step ahead; R = 4 where rows are many: 8 loads
+ * Float weights: a lane loads 16 bytes (f32: 32) of each of R rows, two steps ahead; R = 4 where rows are many: 8 loads
  * of 16 bytes under way a lane, 16 warps a multiprocessor: 64 KB, over three times what an H100 needs (gemv.cu).
  * Vectors come from the first-level cache, 32 bytes for 16·R of weights. Products of quantized weights are limited by
  * the conversions, not by memory; that is accepted, as nothing that is timed goes there but strided128. */
@@ -41,16 +41,18 @@ __device__ __forceinline__ void find_rows(struct lane_rows<R> &l, const struct g
     l.parts = unsigned(job.w.row_bytes / 16);
 }
 
-template <enum form F, int R>
+template <bool Early, enum form F, int R>
 __device__ __forceinline__ void load_unit(struct raw_unit<F, R> &k, const struct lane_rows<R> &l, int u)
 {
     constexpr int N = form_traits<F>::loads;
 #pragma unroll
     for (int r = 0; r < R; r++)
 #pragma unroll
-        for (int i = 0; i < N; i++) /* an f32 row may end in the middle of a unit */
-            k.q[r][i] =
-                F != FORM_F32 || unsigned(u * N + i) < l.parts ? __ldcs(l.q[r] + u * N + i) : make_uint4(0, 0, 0, 0);
+        for (int i = 0; i < N; i++) { /* an f32 row may end in the middle of a unit */
+            k.q[r][i] = F != FORM_F32 || unsigned(u * N + i) < l.parts ? load_once<Early>(l.q[r] + u * N + i)
+                                                                       : make_uint4(0, 0, 0, 0);
+            if (Early) issued(k.q[r][i]);
+        }
 }
 
 /* Eight columns of a float row from their words. */
@@ -100,7 +102,6 @@ __global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 || !form_traits<F
     SHARED_ARRAY(float, tile, [T][32]);
     SHARED_ARRAY(float, book, [16]);
     SHARED_ARRAY(float, red, [GEMV_WARPS]);
-    kernel_begin();
     const struct gemv_warp p = gemv_where<R, T>(a);
     const struct gemv_job &job = a.job[p.job];
     const int units = (a.n_in + traits::columns - 1) / traits::columns;
@@ -109,7 +110,9 @@ __global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 || !form_traits<F
     struct lane_rows<R> rows;
     struct raw_unit<F, R> now, next;
     find_rows(rows, job, p, 0);
-    if (u0 < units) load_unit(now, rows, u0);
+    if (u0 < units) load_unit<true>(now, rows, u0);
+    if (traits::is_float && u0 + step < units) load_unit<true>(next, rows, u0 + step);
+    kernel_begin();
 
     const float *x = a.x + size_t(p.t0) * a.n_in;
     if (F == FORM_BOOK) {
@@ -160,23 +163,19 @@ __global__ void __launch_bounds__(GEMV_THREADS, R > 2 || T > 2 || !form_traits<F
                 }
             }
         };
-        int u = u0;
-        if constexpr (traits::is_float) { /* as in gemv.cu: no branch around the loads */
-            for (; u + step < units; u += step) {
-                load_unit(next, rows, u + step);
-                multiply(u);
+        for (int u = u0; u < units; u += step) {
+            multiply(u);
+            if constexpr (traits::is_float) { /* as in gemv.cu */
                 now = next;
-            }
-            if (u < units) multiply(u);
-        } else {
-            for (; u < units; u += step) {
-                multiply(u);
-                if (u + step < units) load_unit(now, rows, u + step);
+                if (u + 2 * step < units) load_unit<false>(next, rows, u + 2 * step);
+            } else {
+                if (u + step < units) load_unit<false>(now, rows, u + step);
             }
         }
         if (pass + 1 < a.passes) {
             find_rows(rows, job, p, pass + 1);
-            if (u0 < units) load_unit(now, rows, u0);
+            if (u0 < units) load_unit<false>(now, rows, u0);
+            if (traits::is_float && u0 + step < units) load_unit<false>(next, rows, u0 + step);
         }
         gemv_finish<R, T, false>(a, job, p, pass, acc, part, tile);
     }

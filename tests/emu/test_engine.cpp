@@ -2,6 +2,7 @@
 #include "check.h"
 
 #include "device.cuh"
+#include "weight_load.cuh"
 
 __global__ static void conflicts(uint32_t *out)
 {
@@ -69,6 +70,14 @@ __global__ static void early(int *out, int n)
     kernel_begin();
     out[threadIdx.x] = 1;
 }
+/* Reads before the wait: w through the one way there is, or as it is. */
+__global__ static void reads_early(int *out, const int *w, bool plainly)
+{
+    int v = plainly ? w[threadIdx.x] : load_weight<true>(w + threadIdx.x);
+    kernel_begin();
+    __syncthreads();
+    out[threadIdx.x] = v;
+}
 __global__ static void out_of_bounds(float *p, int n) { kernel_begin(); p[n + int(threadIdx.x)] = 1; }
 template <class... P, class... A> static void run(void (*kernel)(P...), int threads, A... args)
 {
@@ -83,6 +92,18 @@ EMU_TEST(notices_misuse)
     CHECK_DIES("lane 0 reads lane 20", [] { dev<int> o(16); run(absent_lane, 16, o.p); });
     CHECK_DIES("__syncthreads at different places", [] { run(two_barriers, 64); });
     CHECK_DIES("without kernel_begin", [] { dev<int> o(31); run(early, 32, o.p, 31); });
+    CHECK_DIES("not filled by copies from the host alone", [] { dev<int> o(32), w(32); run(reads_early, 32, o.p, w.p, false); });
+    CHECK_DIES("not filled by copies from the host alone", [] {
+        dev<int> o(32), w(std::vector<int>(32, 1));
+        cudaMemset(w.p, 0, 32 * sizeof(int));
+        run(reads_early, 32, o.p, w.p, false);
+    });
+    CHECK_DIES("was written by a kernel", [] {
+        dev<int> o(32), w(std::vector<int>(32, 2));
+        run(reads_early, 32, o.p, w.p, false);
+        run(early, 32, w.p, 32);
+    });
+    CHECK_DIES("a read outside of device memory", [] { dev<int> o(32), w(std::vector<int>(31, 1)); run(reads_early, 32, o.p, w.p, false); });
     CHECK_DIES("not waited for", [] { dev<uint4> o(32); run(unwaited, 32, o.p); });
     CHECK_DIES("bytes of shared memory (at most", [] { run(too_much, 1); });
 #ifdef __SANITIZE_ADDRESS__
@@ -94,7 +115,21 @@ EMU_TEST(notices_misuse)
 #endif
 #if !defined __SANITIZE_ADDRESS__ && !defined __SANITIZE_THREAD__
     CHECK_DIES("host code touches device memory", [] { dev<float> p(7); p.p[3] = 1; });
+    CHECK_DIES("touches device memory before kernel_begin", [] {
+        dev<int> o(32), w(std::vector<int>(32, 1));
+        run(reads_early, 32, o.p, w.p, true);
+    });
 #endif
+}
+
+EMU_TEST(reads_weights_early)
+{
+    dev<int> o(64), w(std::vector<int>(64, 7));
+    run(reads_early, 64, o.p, w.p, false);
+    CHECK(o.get()[63] == 7, "%d, not 7", o.get()[63]);
+    w.put(std::vector<int>(64, 8)); /* from the host again */
+    run(reads_early, 64, o.p, w.p, false);
+    CHECK(o.get()[63] == 8, "%d, not 8", o.get()[63]);
 }
 
 __global__ static void missing_barrier(int *out)

@@ -264,10 +264,10 @@ static void swiglu_of(const char *gate, const char *up, enum compute compute, in
 EMU_TEST(gemv_swiglu)
 {
     swiglu_of("int4-g32", "int4-g32", COMPUTE_INT8, 1, 100, 96, false, 1, true); /* quantized in the kernel */
-    swiglu_of("int4-g128", "int4-g128", COMPUTE_INT8, 1, 64, 300, true, 1, false);
+    swiglu_of("int4-g128", "int4-g128", COMPUTE_INT8, 1, 64, 2200, true, 1, false); /* three chunks a lane, two passes */
     swiglu_of("nf4-dq", "nf4-dq", COMPUTE_INT8, 3, 70, 128, false, 1, true);
     swiglu_of("int8-row", "int8-row", COMPUTE_INT8, 8, 33, 100, false, 1, false);
-    swiglu_of("f16", "f16", COMPUTE_F16, 1, 34, 75, true, 1, true);
+    swiglu_of("f16", "f16", COMPUTE_F16, 1, 34, 603, true, 1, true);
     swiglu_of("bf16", "bf16", COMPUTE_F32, 6, 34, 72, false, 1, false);
     swiglu_of("int4-g32", "int4-g32", COMPUTE_INT8, 2, 20, 96, false, 9, true); /* quantized by a launch of its own */
     swiglu_of("int4-g32", "int8-row", COMPUTE_INT8, 1, 40, 96, false, 1, true);  /* not alike: two products */

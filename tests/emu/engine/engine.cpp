@@ -1,3 +1,4 @@
+#include "machine.h"
 #include "state.h"
 
 #include <algorithm>
@@ -37,7 +38,6 @@ void die(const char *fmt, ...)
 }
 
 int thread_id() { return eng.cur->id; }
-void kernel_begin() { eng.cur->began = true; }
 
 /* ---- scheduling */
 
@@ -88,6 +88,26 @@ static void pass(bool ending)
     eng.cur = next;
     if (next) threadIdx = next->idx;
     fiber_switch(me->f, next ? next->f : eng.host, ending);
+}
+
+/* In the first block of a launch device memory is hidden until every thread has said it: what is read earlier must go
+ * through read_early. */
+void kernel_begin()
+{
+    quiet q;
+    thread &me = *eng.cur;
+    if (me.began) return;
+    me.began = true;
+    if (!eng.early) return;
+    if (--eng.early) {
+        me.op = "kernel_begin";
+        me.st = state::at_begin;
+        pass(false);
+        return;
+    }
+    hide_device(false);
+    for (thread *t : eng.threads)
+        if (t->st == state::at_begin) wake(t);
 }
 
 static void release_barrier()
@@ -202,7 +222,7 @@ static void thread_main()
     abort();
 }
 
-static void run_block(bank &b, uint3 at)
+static void run_block(bank &b, uint3 at, bool first_of_launch)
 {
     int n = int(blockDim.x * blockDim.y * blockDim.z);
     blockIdx = at;
@@ -228,6 +248,8 @@ static void run_block(bank &b, uint3 at)
         eng.ready.push_back(&t);
     }
     shared_begin();
+    eng.early = first_of_launch ? n : 0;
+    if (eng.early) hide_device(true);
     counts.blocks++;
     thread *first = pick();
     eng.cur = first;
@@ -264,7 +286,7 @@ void run_grid(const char *name, dim3 grid, dim3 block, size_t dynamic, size_t ma
         quiet q;
         size_t o = order[i];
         run_block(eng.b[i % banks],
-                  {unsigned(o % grid.x), unsigned(o / grid.x % grid.y), unsigned(o / grid.x / grid.y)});
+                  {unsigned(o % grid.x), unsigned(o / grid.x % grid.y), unsigned(o / grid.x / grid.y)}, i == 0);
     }
     tsan_acquire(&eng.done_tag);
     eng.kernel = "";

@@ -42,6 +42,8 @@ struct device_access {
 };
 
 /* ---- between the runtime's files */
+void hide_device(bool hidden); /* from the kernel that runs */
+void host_wrote(void *p, bool copied); /* a copy from the host, or anything else that is no kernel's store */
 bool counted(long &n); /* true if this is the one that fails */
 cudaError_t sticky();  /* what an earlier kernel left behind */
 cudaError_t fail(cudaError_t e); /* remember for cudaGetLastError */

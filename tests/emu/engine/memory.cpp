@@ -40,12 +40,23 @@ bool counted(long &n) { return n > 0 && --n == 0; }
 constexpr size_t arena_bytes = size_t(8) << 30, align = 256, guard = 256;
 constexpr unsigned char guard_byte = 0xa5;
 
+/* What kernels may read before kernel_begin: memory that only copies from the host filled, and that stays as it was when
+ * it was first read so. */
+struct payload {
+    size_t bytes;
+    bool copied, other; /* written by such a copy; by a fill or a copy on the device */
+    bool read_early;
+    uint64_t sum; /* of its bytes then */
+};
+
 struct device_heap {
     char *base = nullptr;
+    const char *always = nullptr; /* the same memory, never hidden */
     size_t high = 0; /* bytes ever used, whole pages */
-    std::map<size_t, size_t> blocks; /* offset of the payload, its bytes */
+    std::map<size_t, payload> blocks; /* by offset */
     size_t bytes = 0, peak = 0;
     int open = 0;
+    bool hidden = false;
 };
 static device_heap heap;
 static std::map<const char *, size_t> pinned;
@@ -55,8 +66,9 @@ static void on_fault(int sig, siginfo_t *info, void *)
 {
     const char *p = static_cast<const char *>(info->si_addr);
     if (heap.base && p >= heap.base && p < heap.base + arena_bytes) {
-        static const char msg[] = "emu: host code touches device memory\n";
-        ssize_t n = write(2, msg, sizeof msg - 1);
+        static const char host[] = "emu: host code touches device memory\n";
+        static const char early[] = "emu: a kernel touches device memory before kernel_begin\n";
+        ssize_t n = heap.hidden ? write(2, early, sizeof early - 1) : write(2, host, sizeof host - 1);
         (void)n;
         _exit(70);
     }
@@ -67,9 +79,14 @@ static void on_fault(int sig, siginfo_t *info, void *)
 static void reserve()
 {
     if (heap.base) return;
-    void *p = mmap(nullptr, arena_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) die("cannot reserve address space for device memory: %s", strerror(errno));
+    int fd = memfd_create("emu", MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, off_t(arena_bytes))) die("cannot make device memory: %s", strerror(errno));
+    void *p = mmap(nullptr, arena_bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    void *r = mmap(nullptr, arena_bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    if (p == MAP_FAILED || r == MAP_FAILED) die("cannot reserve address space for device memory: %s", strerror(errno));
+    close(fd);
     heap.base = static_cast<char *>(p);
+    heap.always = static_cast<const char *>(r);
 #if !defined __SANITIZE_ADDRESS__ && !defined __SANITIZE_THREAD__
     struct sigaction sa = {};
     sa.sa_sigaction = on_fault;
@@ -87,7 +104,13 @@ device_access::~device_access()
     if (!--heap.open && heap.high) mprotect(heap.base, heap.high, PROT_NONE);
 }
 
-static std::map<size_t, size_t>::iterator block_of(const void *p)
+void hide_device(bool hidden)
+{
+    heap.hidden = hidden;
+    if (heap.open && heap.high) mprotect(heap.base, heap.high, hidden ? PROT_NONE : PROT_READ | PROT_WRITE);
+}
+
+static std::map<size_t, payload>::iterator block_of(const void *p)
 {
     const char *c = static_cast<const char *>(p);
     if (!heap.base || c < heap.base || c >= heap.base + arena_bytes) return heap.blocks.end();
@@ -95,12 +118,12 @@ static std::map<size_t, size_t>::iterator block_of(const void *p)
     auto i = heap.blocks.upper_bound(at);
     if (i == heap.blocks.begin()) return heap.blocks.end();
     --i;
-    return at < i->first + std::max<size_t>(i->second, 1) ? i : heap.blocks.end();
+    return at < i->first + std::max<size_t>(i->second.bytes, 1) ? i : heap.blocks.end();
 }
 bool is_device(const void *p, size_t n)
 {
     auto i = block_of(p);
-    return i != heap.blocks.end() && size_t(static_cast<const char *>(p) - heap.base) + n <= i->first + i->second;
+    return i != heap.blocks.end() && size_t(static_cast<const char *>(p) - heap.base) + n <= i->first + i->second.bytes;
 }
 bool touches_device(const void *p)
 {
@@ -123,7 +146,7 @@ static size_t place(size_t n)
     size_t at = guard;
     for (auto &b : heap.blocks) {
         if (at + n + guard <= b.first - guard) return at;
-        at = (b.first + b.second + 2 * guard + align - 1) / align * align;
+        at = (b.first + b.second.bytes + 2 * guard + align - 1) / align * align;
     }
     return at;
 }
@@ -136,6 +159,48 @@ static void check_guards(size_t at, size_t n)
             static_cast<unsigned char>(heap.base[at + n + i]) != guard_byte)
             die("a write outside an allocation of %zu bytes (%s it)", n,
                 static_cast<unsigned char>(heap.base[at + n + i]) != guard_byte ? "after" : "before");
+}
+
+/* FNV-1a by words */
+static uint64_t sum_of(size_t at, size_t n)
+{
+    uint64_t h = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < n; i += 8) {
+        uint64_t w = 0;
+        memcpy(&w, heap.always + at + i, std::min<size_t>(8, n - i));
+        h = (h ^ w) * 0x100000001b3u;
+    }
+    return h;
+}
+static void check_constant(const std::pair<const size_t, payload> &b)
+{
+    if (b.second.read_early && sum_of(b.first, b.second.bytes) != b.second.sum)
+        die("an allocation of %zu bytes that a kernel read before kernel_begin was written by a kernel", b.second.bytes);
+}
+
+void host_wrote(void *p, bool copied)
+{
+    quiet q;
+    auto i = block_of(p);
+    if (i == heap.blocks.end()) return;
+    check_constant(*i);
+    i->second.read_early = false;
+    (copied ? i->second.copied : i->second.other) = true;
+}
+
+void read_early(void *to, const void *from, size_t bytes)
+{
+    quiet q;
+    auto i = block_of(from);
+    if (i == heap.blocks.end() || !is_device(from, bytes)) die("a read outside of device memory before kernel_begin");
+    payload &b = i->second;
+    if (!b.copied || b.other) die("a read before kernel_begin of memory that was not filled by copies from the host alone");
+    if (reinterpret_cast<uintptr_t>(from) % bytes) die("a misaligned read before kernel_begin");
+    if (!b.read_early) {
+        b.read_early = true;
+        b.sum = sum_of(i->first, b.bytes);
+    }
+    memcpy(to, heap.always + (static_cast<const char *>(from) - heap.base), bytes);
 }
 
 } // namespace emu
@@ -156,7 +221,7 @@ cudaError_t cudaMalloc(void **p, size_t n)
     size_t at = place(n), end = (at + n + guard + 4095) / 4096 * 4096;
     if (end > arena_bytes) return fail(cudaErrorMemoryAllocation);
     heap.high = std::max(heap.high, end);
-    heap.blocks[at] = n;
+    heap.blocks[at] = payload{n, false, false, false, 0};
     heap.bytes += n;
     heap.peak = std::max(heap.peak, heap.bytes);
     device_access open;
@@ -179,10 +244,12 @@ cudaError_t cudaFree(void *p)
     if (i == heap.blocks.end() || heap.base + i->first != p) return fail(cudaErrorInvalidValue);
     quiet q;
     device_access open;
-    check_guards(i->first, i->second);
-    memset(p, poison_byte(), i->second);
-    ASAN_POISON_MEMORY_REGION(heap.base + i->first - guard, i->second + 2 * guard);
-    heap.bytes -= i->second;
+    const size_t n = i->second.bytes;
+    if (!sticky()) check_constant(*i);
+    check_guards(i->first, n);
+    memset(p, poison_byte(), n);
+    ASAN_POISON_MEMORY_REGION(heap.base + i->first - guard, n + 2 * guard);
+    heap.bytes -= n;
     heap.blocks.erase(i);
     return sticky();
 }

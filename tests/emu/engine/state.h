@@ -9,7 +9,7 @@
 
 namespace emu {
 
-enum class state : uint8_t { ready, at_barrier, in_collective, done };
+enum class state : uint8_t { ready, at_begin, at_barrier, in_collective, done };
 
 struct async_copy {
     char *dst;
@@ -63,6 +63,7 @@ struct engine {
     thread *cur = nullptr;
     fiber host;
     int live = 0, waiting = 0;
+    int early = 0; /* threads of this block before kernel_begin, while device memory is hidden from them */
     std::mt19937 rng;
     const char *kernel = "";
     const std::function<void()> *body = nullptr;

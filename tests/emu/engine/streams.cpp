@@ -194,6 +194,7 @@ static cudaError_t copy2d(char *dst, size_t dpitch, const char *src, size_t spit
     if (counted(the_machine().fail_copy)) return emu::fail(cudaErrorInvalidValue);
     cudaError_t rc = enqueue(s, [=] {
         device_access open;
+        if (emu::touches_device(dst)) emu::host_wrote(dst, !emu::touches_device(src));
         for (size_t r = 0; r < height; r++) memmove(dst + r * dpitch, src + r * spitch, width);
     });
     if (rc == cudaSuccess && of(s)->capture == cudaStreamCaptureStatusNone && (pageable(dst) || pageable(src))) {
@@ -225,6 +226,7 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t s)
     if (!emu::is_device(p, n)) return emu::fail(cudaErrorInvalidValue);
     return enqueue(s, [=] {
         device_access open;
+        emu::host_wrote(p, false);
         memset(p, value, n);
     });
 }
