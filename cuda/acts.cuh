@@ -8,7 +8,8 @@
 /* Byte of column k of a chunk: word t of the packed weights meets words t and 4 + t. */
 __device__ __forceinline__ int act_byte(int k) { return (k >> 2 & 1) * 16 + (k >> 3) * 4 + (k & 3); }
 
-/* One chunk by a whole warp: lane k brings column k (0 behind n_in) and gets its int8; every lane gets the scale and −Σq.
+/* One chunk by a whole warp: lane k brings column k (0 behind n_in) and gets its int8; every lane gets the scale and
+ * −Σq.
  * scale = max|x|/127, q = x·(127/max|x|) rounded to the nearest even; where that is no number or the scale would
  * vanish q and the scale are 0, and a NaN or an infinity among the values makes the scale NaN: as panels.h. */
 __device__ __forceinline__ int quantize_chunk(float x, float *scale, int *neg)
@@ -28,8 +29,8 @@ __device__ __forceinline__ int quantize_chunk(float x, float *scale, int *neg)
     return q;
 }
 
-/* The same, stored as chunk `chunk` of row `row`. */
-__device__ __forceinline__ void quantize_to(int8_t *q, int2 *meta, size_t chunk, float x)
+/* The same, stored as chunk `chunk`. Returns what it left of x: x − scale·q. */
+__device__ __forceinline__ float quantize_to(int8_t *q, int2 *meta, size_t chunk, float x)
 {
     const int lane = threadIdx.x & 31;
     float scale;
@@ -37,10 +38,11 @@ __device__ __forceinline__ void quantize_to(int8_t *q, int2 *meta, size_t chunk,
     const int v = quantize_chunk(x, &scale, &neg);
     q[chunk * 32 + act_byte(lane)] = int8_t(v);
     if (lane == 0) meta[chunk] = make_int2(__float_as_int(scale), neg);
+    return fmaf(-scale, float(v), x);
 }
-__device__ __forceinline__ void quantize_to(const struct cuda_acts &a, size_t row, int chunk, float x)
+__device__ __forceinline__ float quantize_to(const struct cuda_acts &a, size_t row, int chunk, float x)
 {
-    quantize_to(a.q, a.meta, row * a.n_chunks + chunk, x);
+    return quantize_to(a.q, a.meta, row * a.n_chunks + chunk, x);
 }
 
 #endif

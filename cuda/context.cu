@@ -91,7 +91,7 @@ static int set_up(struct cuda_ctx *c, struct err *e)
         (rc = cudaEventCreate(&c->begin)) != cudaSuccess || (rc = cudaEventCreate(&c->end)) != cudaSuccess)
         return err_set(e, "%s: %s", c->who, cudaGetErrorString(rc));
     if (probe(c, e)) return -1;
-    if (c->compute != COMPUTE_F32 && (c->blas = blas_open())) {
+    if (c->compute != COMPUTE_F32 && c->compute != COMPUTE_INT8X2 && (c->blas = blas_open())) {
         c->env.blas = blas_product;
         c->env.blas_ctx = c->blas;
     }

@@ -253,14 +253,20 @@ __global__ void __launch_bounds__((BM / WM) * (BN / WN) * 32, BM == 128 ? 2 : 4)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             const int n = n0 + wn + j * 8 + t * 2 + e;
-            if (n >= job.w.n_out) continue;
-            const float scale = one ? scale_at(job.w.data + job.w.scales_at, job.w.scale, n) : 1.0f;
+            const bool real = n < job.w.n_out;
+            const float scale = one && real ? scale_at(job.w.data + job.w.scales_at, job.w.scale, n) : 1.0f;
 #pragma unroll
             for (int i = 0; i < MT; i++)
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     const int m = m0 + wm + i * 16 + g + h * 8;
-                    if (m < a.n_tok) gemm_store(job, m, n, acc[i][j][h * 2 + e] * scale);
+                    float v = acc[i][j][h * 2 + e] * scale;
+                    if (S::ints && a.per == 2) {
+                        v += __shfl_xor_sync(full_warp, v, 4); /* rows m and m ^ 1 */
+                        if (real && m < a.n_tok && m % 2 == 0) gemm_store(job, m / 2, n, v);
+                    } else if (real && m < a.n_tok) {
+                        gemm_store(job, m, n, v);
+                    }
                 }
         }
 }

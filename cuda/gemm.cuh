@@ -20,6 +20,7 @@ struct gemm_job {
 struct gemm_args {
     struct gemm_job job[GEMM_JOBS];
     int n_jobs, n_tok, n_in;
+    int per;               /* rows of x a token, whose results are added: 1, or 2 (gemm_int8; n_tok counts rows) */
     struct cuda_acts acts; /* gemm_int8 */
     const void *x;         /* gemm_half: (n_tok, ldx) of the type, zeros behind n_in; gemm_f32: f32 (n_tok, ldx) */
     int64_t ldx;           /* gemm_half: a multiple of 32 */

@@ -256,6 +256,7 @@ static int passes_of(const struct cuda_env *env, unsigned blocks, bool norm)
 unsigned gemv_divide(const struct cuda_env *env, struct gemv_args *a, int n_jobs, int units, bool wide, int *rows)
 {
     const int64_t warps = int64_t(16) * env->n_sm; /* wanted at least */
+    if (!a->per) a->per = 1;
     int64_t all = 0;
     for (int j = 0; j < n_jobs; j++) all += a->job[j].w.n_out * (a->job[j].up ? 2 : 1);
     *rows = wide && all / 4 >= warps ? 4 : 2;

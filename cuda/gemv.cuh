@@ -29,6 +29,7 @@ struct gemv_job {
 struct gemv_args {
     struct gemv_job job[GEMV_JOBS];
     int n_tok, n_in, split, passes;
+    int per; /* rows of x a token, whose results are added: 1; 2 (gemv.cu, from two rows on, without out) */
     int slabs; /* blocks that have the same rows and other tokens, side by side in the grid */
     struct cuda_acts acts; /* gemv.cu, unless it normalizes */
     const float *x;        /* gemv_f32.cu, or to be normalized */
@@ -38,7 +39,7 @@ struct gemv_args {
 };
 
 /* Launchers: jobs of one kind (same kernel: kind, type, class of scales), n_tok ≤ GEMV_TOKENS. The caller fills in
- * everything but split, passes and end. norm needs one token and n_in within gemv_*_norm_fits. */
+ * everything but split, passes and end (per 0: 1). norm needs one token and n_in within gemv_*_norm_fits. */
 void gemv_int8(const struct cuda_env *env, struct gemv_args *a, int n_jobs, cudaStream_t s);
 void gemv_f32(const struct cuda_env *env, struct gemv_args *a, int n_jobs, cudaStream_t s);
 static inline bool gemv_int8_norm_fits(int64_t n_in) { return (n_in + 31) / 32 * 40 <= 40 * 1024; }
@@ -112,8 +113,9 @@ __device__ __forceinline__ void gemv_finish(const struct gemv_args &a, const str
             for (int w = 1; w < a.split; w++) v += part[warp + w][lane];
     }
     const int r = lane / T, t = lane % T, n_out = int(job.w.n_out);
+    if (T > 1 && a.per == 2) v += __shfl_down_sync(full_warp, v, 1);
     const int at = pass * p.step + p.mine + (p.pair ? r >> 1 : r), row = p.row0 + at;
-    const bool real = p.part == 0 && r < R && t < p.n_tok && row < n_out;
+    const bool real = p.part == 0 && r < R && t < p.n_tok && row < n_out && t % a.per == 0;
     const bool up = p.pair && (r & 1);
     if (real) {
         if (ScaleAtEnd && job.w.one_scale)
@@ -126,7 +128,7 @@ __device__ __forceinline__ void gemv_finish(const struct gemv_args &a, const str
         v = silu(v) * partner;
     }
     if (real && !up) {
-        const size_t to = size_t(p.t0 + t) * n_out + row;
+        const size_t to = size_t((p.t0 + t) / a.per) * n_out + row;
         if (job.add) v = job.add[to] + v;
         if (job.y) job.y[to] = v;
     }

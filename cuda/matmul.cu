@@ -36,20 +36,25 @@ static dim3 row_grid(int64_t rows, int64_t pieces, dim3 block)
     return dim3(unsigned(rows), unsigned((pieces + block.x - 1) / block.x));
 }
 
-/* A warp a chunk. */
-__global__ void __launch_bounds__(256) quantize_kernel(const struct cuda_acts a, const float *x, int n_in)
+/* A warp a chunk. per 2: each row twice, the second time what the first left of it. */
+__global__ void __launch_bounds__(256) quantize_kernel(const struct cuda_acts a, const float *x, int n_in, int per)
 {
     kernel_begin();
     const size_t row = blockIdx.x;
     const int chunk = blockIdx.y * (blockDim.x / 32) + (threadIdx.x >> 5), k = chunk * 32 + (threadIdx.x & 31);
     if (chunk >= a.n_chunks) return;
-    quantize_to(a, row, chunk, k < n_in ? x[row * n_in + k] : 0.0f);
+    const float rest = quantize_to(a, row * per, chunk, k < n_in ? x[row * n_in + k] : 0.0f);
+    if (per == 2) quantize_to(a, row * 2 + 1, chunk, rest);
 }
 
-void quantize_acts(const struct cuda_acts *a, const float *x, int64_t n_tok, int64_t n_in, cudaStream_t s)
+static void quantize_rows(const struct cuda_acts *a, const float *x, int64_t n_tok, int64_t n_in, int per, cudaStream_t s)
 {
     const dim3 block = row_block(int64_t(a->n_chunks) * 32);
-    launch("quantize", quantize_kernel, row_grid(n_tok, int64_t(a->n_chunks) * 32, block), block, 0, s, *a, x, n_in);
+    launch("quantize", quantize_kernel, row_grid(n_tok, int64_t(a->n_chunks) * 32, block), block, 0, s, *a, x, n_in, per);
+}
+void quantize_acts(const struct cuda_acts *a, const float *x, int64_t n_tok, int64_t n_in, cudaStream_t s)
+{
+    quantize_rows(a, x, n_tok, n_in, 1, s);
 }
 
 /* ---- eight values as a type */
@@ -182,15 +187,19 @@ enum {
     SLAB_TOKENS = 32
 };
 
+/* Rows of quantized activations a token. */
+static int rows_of(enum compute c) { return c == COMPUTE_INT8X2 ? 2 : 1; }
+
 /* type: PATH_HALF's. */
 static enum path pick(const struct cuda_env *env, enum compute compute, const struct cuda_weight *w, int64_t n_tok,
                       enum cuda_float *type)
 {
-    const bool ints = compute == COMPUTE_INT8 && w->int8_ok;
+    const bool ints = (compute == COMPUTE_INT8 || compute == COMPUTE_INT8X2) && w->int8_ok;
     *type = compute == COMPUTE_F16    ? CUF_F16
             : compute == COMPUTE_BF16 ? CUF_BF16
             : compute == COMPUTE_INT8 ? w->type
                                       : CUF_F32;
+    if (ints) n_tok *= rows_of(compute);
     if (n_tok <= GEMV_TOKENS) return ints ? PATH_GEMV_INT8 : PATH_GEMV_F32;
     if (ints && n_tok <= SLAB_TOKENS && w->n_out < 32 * int64_t(env->n_sm)) return PATH_GEMV_INT8;
     if (*type == CUF_BF16 && env->sm < 80) *type = CUF_F32; /* no such instruction there */
@@ -204,6 +213,7 @@ static bool path_uses_acts(enum path p) { return p == PATH_GEMV_INT8 || p == PAT
 bool matmul_uses_acts(const struct cuda_env *env, const struct cuda_matmul *m)
 {
     enum cuda_float type;
+    if (rows_of(m->compute) > 1) return false; /* of one row a token */
     for (int i = 0; i < 2 * m->n_jobs; i++) {
         const struct cuda_weight *w = i % 2 ? m->jobs[i / 2].up : m->jobs[i / 2].w;
         if (w && !path_uses_acts(pick(env, m->compute, w, m->n_tok, &type))) return false;
@@ -214,7 +224,7 @@ bool matmul_uses_acts(const struct cuda_env *env, const struct cuda_matmul *m)
 bool matmul_fuses_norm(const struct cuda_env *env, const struct cuda_matmul *m)
 {
     enum cuda_float type;
-    if (m->n_tok != 1) return false;
+    if (m->n_tok != 1 || rows_of(m->compute) > 1) return false;
     for (int i = 0; i < 2 * m->n_jobs; i++) {
         const struct cuda_weight *w = i % 2 ? m->jobs[i / 2].up : m->jobs[i / 2].w;
         if (!w) continue;
@@ -235,8 +245,10 @@ static int64_t padded(int64_t n_in) { return round_up(n_in, 32); }
 
 size_t matmul_scratch(const struct cuda_env *env, enum compute compute, int64_t n_tok, int64_t n_in)
 {
-    size_t acts = compute == COMPUTE_INT8 ? acts_bytes(n_tok, n_in) : 0;
-    size_t half = compute == COMPUTE_F32 || n_tok <= GEMV_TOKENS ? 0 : size_t(round_up(n_tok * padded(n_in) * 2, 256));
+    const bool ints = compute == COMPUTE_INT8 || compute == COMPUTE_INT8X2;
+    const bool halves = compute != COMPUTE_F32 && compute != COMPUTE_INT8X2 && n_tok > GEMV_TOKENS;
+    size_t acts = ints ? acts_bytes(n_tok * rows_of(compute), n_in) : 0;
+    size_t half = halves ? size_t(round_up(n_tok * padded(n_in) * 2, 256)) : 0;
     return (acts > half ? acts : half) + (n_tok <= GEMV_TOKENS ? 0 : slice_bytes(env, padded(n_in)));
 }
 
@@ -281,7 +293,8 @@ static void gemv_jobs(const struct cuda_env *env, const struct cuda_matmul *m, c
                 g->up_bias = jobs[j].up_bias;
             }
         }
-        a.n_tok = int(m->n_tok);
+        a.per = p == PATH_GEMV_INT8 ? rows_of(m->compute) : 1;
+        a.n_tok = int(m->n_tok) * a.per;
         a.n_in = int(m->n_in);
         a.x = m->x;
         a.norm = m->norm;
@@ -398,11 +411,39 @@ static void int8_jobs(const struct cuda_matmul *m, const struct cuda_job *jobs, 
                 g->ldy = w->n_out;
                 g->swiglu = partner;
             }
-            a.n_tok = int(m->n_tok);
+            a.per = rows_of(m->compute);
+            a.n_tok = int(m->n_tok) * a.per;
             a.n_in = int(m->n_in);
             a.acts = *acts;
             if (a.n_jobs) gemm_int8(&a, s);
         }
+}
+
+static void int_jobs(const struct cuda_env *env, const struct cuda_matmul *m, const struct cuda_job *jobs, int n,
+                     enum path p, const struct cuda_acts *acts, bool out, cudaStream_t s)
+{
+    if (p == PATH_GEMV_INT8)
+        gemv_jobs(env, m, jobs, n, p, acts, out, s);
+    else
+        int8_jobs(m, jobs, n, acts, s);
+}
+
+/* int8x2 of code books: what the first table left of the values, by the second one, added to y. */
+static void rest_of_books(const struct cuda_env *env, const struct cuda_matmul *m, const struct cuda_job *jobs, int n,
+                          enum path p, const struct cuda_acts *acts, cudaStream_t s)
+{
+    struct cuda_weight w[GEMV_JOBS];
+    struct cuda_job rest[GEMV_JOBS];
+    int k = 0;
+    for (int i = 0; i < n; i++) {
+        if (jobs[i].w->kind != CUW_BOOK) continue;
+        w[k] = *jobs[i].w;
+        memcpy(w[k].table, w[k].rest_table, sizeof w[k].table);
+        w[k].factor *= w[k].rest_factor;
+        rest[k] = {jobs[i].y, &w[k], nullptr, jobs[i].y, nullptr, nullptr, nullptr};
+        k++;
+    }
+    if (k) int_jobs(env, m, rest, k, p, acts, false, s);
 }
 
 /* ---- */
@@ -429,7 +470,8 @@ int cuda_matmul(const struct cuda_env *env, const struct cuda_matmul *m, cudaStr
         const enum path p = pick(env, m->compute, j.w, m->n_tok, &t);
         /* a partner of another kind: apart, joined at the end */
         if (p == PATH_HALF) type[n_half++] = t;
-        if (j.up && !(p <= PATH_GEMV_F32 ? alike(j.w, j.up) : pick(env, m->compute, j.up, m->n_tok, &t) == p)) {
+        const bool books = rows_of(m->compute) > 1 && j.w->kind == CUW_BOOK; /* two launches, then the partner */
+        if (j.up && (books || !(p <= PATH_GEMV_F32 ? alike(j.w, j.up) : pick(env, m->compute, j.up, m->n_tok, &t) == p))) {
             apart[n_apart++] = j;
             j.up = nullptr;
         }
@@ -439,18 +481,22 @@ int cuda_matmul(const struct cuda_env *env, const struct cuda_matmul *m, cudaStr
     struct cuda_acts acts = {};
     uint8_t *mem = static_cast<uint8_t *>(m->scratch);
     const int64_t ldx = padded(m->n_in);
+    const int per = rows_of(m->compute);
+    assert(!(m->acts || m->out || m->norm) || per == 1);
     if (n_of[PATH_GEMV_INT8] + n_of[PATH_GEMM_INT8]) {
         if (m->acts)
             acts = *m->acts;
         else if (!m->norm)
-            quantize_acts(&(acts = acts_at(mem, m->n_tok, m->n_in)), m->x, m->n_tok, m->n_in, s);
+            quantize_rows(&(acts = acts_at(mem, m->n_tok * per, m->n_in)), m->x, m->n_tok, m->n_in, per, s);
     }
     /* the one result is wanted quantized: in the kernel, if its blocks of 32 rows fill the device */
     const bool few = m->n_tok <= GEMV_TOKENS;
     const bool out_inside = m->out && few && !n_apart && m->jobs[0].w->n_out >= 32 * int64_t(env->n_sm);
-    for (int p = PATH_GEMV_INT8; p <= PATH_GEMV_F32; p++)
-        gemv_jobs(env, m, of[p], n_of[p], static_cast<enum path>(p), &acts, out_inside, s);
-    int8_jobs(m, of[PATH_GEMM_INT8], n_of[PATH_GEMM_INT8], &acts, s);
+    for (enum path p : {PATH_GEMV_INT8, PATH_GEMM_INT8}) {
+        int_jobs(env, m, of[p], n_of[p], p, &acts, out_inside, s);
+        if (per > 1) rest_of_books(env, m, of[p], n_of[p], p, &acts, s);
+    }
+    gemv_jobs(env, m, of[PATH_GEMV_F32], n_of[PATH_GEMV_F32], PATH_GEMV_F32, &acts, out_inside, s);
 
     struct many c = {env, m, CUF_F32, m->x, m->n_in, nullptr, s};
     size_t front = matmul_scratch(env, m->compute, m->n_tok, m->n_in) - (few ? 0 : slice_bytes(env, ldx));

@@ -8,6 +8,7 @@
  * f16, bf16  as f32                                      x and weights rounded to that type, sums in f32
  * int8       weights with int8_ok: as panels.h, the      the same, or (env.blas, many tokens, data-centre GPUs) as f16
  *            same integers; others as f32                or bf16, whichever the weights are; others likewise, f32 ones as f32
+ * int8x2     int8 with two quantized rows a token (backend/cpu/matmul_int8.c), books with a second table; others as f32
  */
 #ifndef QLAB_CUDA_MATMUL_H
 #define QLAB_CUDA_MATMUL_H

@@ -32,8 +32,6 @@ int backend_open(struct backend *be, const char *device, const char *compute, bo
     if (!strcmp(device, "cpu-ref")) return cpu_ref_open(be, c, e);
     if (!strncmp(device, "cuda", 4) && (device[4] == 0 || device[4] == ':')) {
 #ifdef QLAB_CUDA
-        if (c == COMPUTE_INT8X2)
-            return err_set(e, "compute 'int8x2': not offered by device %s (int8 or f32 was expected)", device);
         int index = 0;
         char end;
         if (device[4] && sscanf(device + 4, ":%9d%c", &index, &end) != 1)

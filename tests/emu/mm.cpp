@@ -124,7 +124,7 @@ struct sums product(const filled &w, const std::vector<float> &x, int64_t n_tok,
 }
 
 /* The integer of row r, column k and its scale, from the checkpoint's bytes. */
-static int integer(const filled &w, int64_t r, int64_t k, double *scale)
+static int integer(const filled &w, int64_t r, int64_t k, double *scale, bool rest)
 {
     const struct qweight &q = w.b.w;
     if (q.fmt.kind == CODE_BOOK) {
@@ -136,8 +136,8 @@ static int integer(const filled &w, int64_t r, int64_t k, double *scale)
         } else {
             absmax = static_cast<const float *>(q.absmax)[block];
         }
-        *scale = double(w.d.factor * absmax);
-        return w.d.table[static_cast<const uint8_t *>(q.codes)[i / 2] >> (i % 2 ? 0 : 4) & 15];
+        *scale = double(rest ? w.d.factor * w.d.rest_factor * absmax : w.d.factor * absmax);
+        return (rest ? w.d.rest_table : w.d.table)[static_cast<const uint8_t *>(q.codes)[i / 2] >> (i % 2 ? 0 : 4) & 15];
     }
     int bits = q.fmt.bits, per = 32 / bits, off = 1 << (bits - 1);
     int64_t groups = format_groups(&q.fmt, q.n_in), g = q.fmt.group ? k / q.fmt.group : 0, at = r * groups + g;
@@ -151,27 +151,32 @@ static int integer(const filled &w, int64_t r, int64_t k, double *scale)
     return u - z;
 }
 
-struct sums int8_product(const filled &w, const std::vector<float> &x, int64_t n_tok)
+struct sums int8_product(const filled &w, const std::vector<float> &x, int64_t n_tok, bool twice)
 {
     const int64_t n_in = w.d.n_in, n_out = w.d.n_out, n = (n_in + 31) / 32;
     std::vector<int8_t> q(size_t(n * 32));
     std::vector<float> s(static_cast<size_t>(n));
     std::vector<int32_t> neg(static_cast<size_t>(n));
     struct sums out;
+    out.y.resize(size_t(n_tok * n_out));
+    out.magnitude.resize(out.y.size());
+    const bool book = w.b.w.fmt.kind == CODE_BOOK;
     for (int64_t t = 0; t < n_tok; t++) {
-        int8_plain.quantize(x.data() + t * n_in, n_in, q.data(), s.data(), neg.data());
-        for (int64_t r = 0; r < n_out; r++) {
-            double y = 0, m = 0;
-            for (int64_t c = 0; c < n; c++) {
-                int sum = 0;
-                double scale = 0;
-                for (int64_t k = c * 32; k < c * 32 + 32 && k < n_in; k++)
-                    sum += integer(w, r, k, &scale) * q[size_t(k)];
-                y += sum * scale * double(s[size_t(c)]);
-                m += std::fabs(sum * scale * double(s[size_t(c)]));
-            }
-            out.y.push_back(y);
-            out.magnitude.push_back(m);
+        std::vector<float> left(x.begin() + t * n_in, x.begin() + (t + 1) * n_in);
+        for (int pass = 0; pass < 1 + twice; pass++) {
+            int8_plain.quantize(left.data(), n_in, q.data(), s.data(), neg.data());
+            for (int64_t k = 0; k < n_in; k++)
+                left[size_t(k)] = float(left[size_t(k)] - double(s[size_t(k / 32)]) * q[size_t(k)]);
+            for (int64_t r = 0; r < n_out; r++)
+                for (int rest = 0; rest < 1 + (twice && book); rest++)
+                    for (int64_t c = 0; c < n; c++) {
+                        int sum = 0;
+                        double scale = 0;
+                        for (int64_t k = c * 32; k < c * 32 + 32 && k < n_in; k++)
+                            sum += integer(w, r, k, &scale, rest) * q[size_t(k)];
+                        out.y[size_t(t * n_out + r)] += sum * scale * double(s[size_t(c)]);
+                        out.magnitude[size_t(t * n_out + r)] += std::fabs(sum * scale * double(s[size_t(c)]));
+                    }
         }
     }
     return out;

@@ -46,8 +46,8 @@ struct sums {
 };
 /* x·Wᵀ of the dequantized weights; x and w rounded to `type` first. */
 struct sums product(const filled &w, const std::vector<float> &x, int64_t n_tok, enum cuda_float type = CUF_F32);
-/* With x quantized and the integers of panels.h. */
-struct sums int8_product(const filled &w, const std::vector<float> &x, int64_t n_tok);
+/* With x quantized and the integers of panels.h; twice: int8x2. */
+struct sums int8_product(const filled &w, const std::vector<float> &x, int64_t n_tok, bool twice = false);
 
 struct device_acts {
     dev<uint8_t> mem;

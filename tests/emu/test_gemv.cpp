@@ -119,6 +119,28 @@ EMU_TEST(gemv_int8)
     for (int t = 1; t <= 8; t++) one_int8("int4-g32", DT_BF16, {11, 160}, t, filled::EXACT);
 }
 
+/* Two quantized rows a token: by vectors and, from five tokens on, by tiles; few rows with a slab of tokens. */
+EMU_TEST(int8x2)
+{
+    static const char *const some[] = {"int8-row", "int4-g32", "int4-row", "nf4", "nf4-dq", "fp4"};
+    int i = int(check::seed());
+    for (const char *f : some)
+        for (int n_tok : {1, 2, 3, 4, 7, 21}) {
+            if (check::slow() && ++i % 4) continue;
+            const int n_out = n_tok == 7 ? 70 : 37, n_in = n_tok == 2 ? 1088 : 96;
+            const enum dtype dtype = i++ % 2 ? DT_F16 : DT_BF16;
+            filled w(f, n_out, n_in, dtype, filled::RANDOM);
+            const auto x = activations(n_tok, n_in, true), bias = mm::random_floats(n_out);
+            struct sums want = int8_product(w, x, n_tok, true);
+            char what[96];
+            snprintf(what, sizeof what, "%s, %d tokens", f, n_tok);
+            SHAPE("%s %dx%d·%d", f, n_out, n_in, n_tok);
+            for (size_t k = 0; k < want.y.size(); k++) want.magnitude[k] += std::fabs(double(bias[k % bias.size()]));
+            compare(run(env(86, n_tok == 21 ? 1 : 2), w, x, n_tok, COMPUTE_INT8X2, &bias), plus_bias(want.y, bias),
+                    want.magnitude, eps32 * (n_in / 32 + 8), what);
+        }
+}
+
 /* Rows enough for four a warp, rows few enough for all eight warps to share them. */
 EMU_TEST(gemv_cuts)
 {

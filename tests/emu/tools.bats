@@ -43,11 +43,15 @@ refused() {
         cpu=$(nll $f cpu int8) cuda=$(nll $f cuda int8)
         jq -en "($cuda / $cpu - 1) | fabs < 3e-3" >/dev/null || { echo "$f, int8: $cuda, not $cpu"; false; }
     done
+    for f in int4-g64 nf4; do
+        cpu=$(nll $f cpu int8x2) cuda=$(nll $f cuda int8x2)
+        jq -en "($cuda / $cpu - 1) | fabs < 2e-5" >/dev/null || { echo "$f, int8x2: $cuda, not $cpu"; false; }
+    done
 }
 
 @test "a prompt's answer is the CPU's, by recorded steps and op by op" {
     local f want
-    for f in "f16 --compute f32" int4-g64; do # exact where two ids are nearly alike
+    for f in "f16 --compute f32" int4-g64 "nf4 --compute int8x2"; do # exact where two ids are nearly alike
         want=$(bench $f --trials 1 | jq -c .results.generated)
         bench $f --trials 2 --device cuda | jq -e ".results.generated == $want" >/dev/null || { echo "$f: recorded"; false; }
         QLAB_CUDA_GRAPH=0 bench $f --trials 1 --device cuda | jq -e ".results.generated == $want" >/dev/null || { echo "$f"; false; }

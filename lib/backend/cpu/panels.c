@@ -30,16 +30,15 @@ float panels_book_table(const float *book, uint8_t table[16])
     return factor;
 }
 
-/* What is left of the values by steps of its largest: at most 1/254 of that is lost. */
-static void book_rest(struct panels *p, const float *book)
+float panels_book_rest(const float *book, const uint8_t table[16], float factor, uint8_t rest[16])
 {
     float left[16], max = 0;
     for (int i = 0; i < 16; i++) {
-        left[i] = book[i] - p->factor * (float)(p->table[i] - 128);
+        left[i] = book[i] - factor * (float)(table[i] - 128);
         max = fmaxf(max, fabsf(left[i]));
     }
-    p->rest_factor = p->factor != 0 ? max / 127 / p->factor : 0;
-    for (int i = 0; i < 16; i++) p->rest_table[i] = (uint8_t)(128 + (max > 0 ? (int)lrintf(left[i] / max * 127) : 0));
+    for (int i = 0; i < 16; i++) rest[i] = (uint8_t)(128 + (max > 0 ? (int)lrintf(left[i] / max * 127) : 0));
+    return factor != 0 ? max / 127 / factor : 0;
 }
 
 struct panels panels_rest(const struct panels *p)
@@ -64,7 +63,7 @@ bool panels_plan(struct panels *p, const struct qweight *w)
         p->kind = PANEL_4T;
         p->scale_dtype = DT_F32;
         p->factor = panels_book_table(w->book, p->table);
-        book_rest(p, w->book);
+        p->rest_factor = panels_book_rest(w->book, p->table, p->factor, p->rest_table);
         if (n_in % g) g = ACT_GROUP; /* blocks cross rows: a scale for every activation group */
     } else {
         return false;

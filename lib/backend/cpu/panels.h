@@ -48,6 +48,9 @@ static inline size_t act_lines(const struct panels *p) { return p->kind == PANEL
 /* 16 floats as integers of 8 bits times one factor, with least squared error over the integers' range: book[i] is about
  * factor · (table[i] − 128). Returns the factor. */
 float panels_book_table(const float *book, uint8_t table[16]);
+/* The same for what that leaves of the values, by steps of its largest: at most 1/254 of that is lost. Returns a factor to
+ * be multiplied by the first one. */
+float panels_book_rest(const float *book, const uint8_t table[16], float factor, uint8_t rest[16]);
 /* p with the rest's table in the place of the first. Results are to be multiplied by rest_factor. */
 struct panels panels_rest(const struct panels *p);
 /* Fills in everything but data; false if the format has no such form (it is then computed in f32): floats, the strided

@@ -116,9 +116,13 @@ int cuda_weight_plan(struct cuda_weight *p, const struct qweight *w, struct err 
         p->group = w->fmt.group;
         p->n_groups = format_blocks(&w->fmt, n_out, n_in);
         memcpy(p->book, w->book, sizeof p->book);
-        uint8_t table[16];
+        uint8_t table[16], rest[16];
         p->factor = panels_book_table(w->book, table);
-        for (int i = 0; i < 16; i++) p->table[i] = (int8_t)(table[i] - 128);
+        p->rest_factor = panels_book_rest(w->book, table, p->factor, rest);
+        for (int i = 0; i < 16; i++) {
+            p->table[i] = (int8_t)(table[i] - 128);
+            p->rest_table[i] = (int8_t)(rest[i] - 128);
+        }
         break;
     }
     p->row_bytes = div_up(p->row_bytes, 16) * 16;

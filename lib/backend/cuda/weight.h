@@ -49,6 +49,8 @@ struct cuda_weight {
     float book[16];    /* CUW_BOOK: values by code */
     int8_t table[16];  /* CUW_BOOK: integers by code, value ≈ factor·integer */
     float factor;
+    int8_t rest_table[16]; /* CUW_BOOK: for what the first table leaves, value ≈ … + factor·rest_factor·integer */
+    float rest_factor;
     const uint8_t *data; /* device pointer, CUW_ALIGN-aligned; set by the owner */
 };
 

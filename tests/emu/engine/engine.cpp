@@ -90,7 +90,7 @@ static void pass(bool ending)
     fiber_switch(me->f, next ? next->f : eng.host, ending);
 }
 
-/* In the first block of a launch device memory is hidden until every thread has said it: what is read earlier must go
+/* In the first block of a watched launch device memory is hidden until every thread has said it: what is read earlier must go
  * through read_early. */
 void kernel_begin()
 {
@@ -105,7 +105,7 @@ void kernel_begin()
         pass(false);
         return;
     }
-    hide_device(false);
+    show_device();
     for (thread *t : eng.threads)
         if (t->st == state::at_begin) wake(t);
 }
@@ -248,8 +248,7 @@ static void run_block(bank &b, uint3 at, bool first_of_launch)
         eng.ready.push_back(&t);
     }
     shared_begin();
-    eng.early = first_of_launch ? n : 0;
-    if (eng.early) hide_device(true);
+    eng.early = first_of_launch && device_hidden() ? n : 0;
     counts.blocks++;
     thread *first = pick();
     eng.cur = first;

@@ -34,15 +34,17 @@ size_t handles();
 /* Forget a sticky error; tests of failures need a device afterwards. Dies if work is queued. */
 void reset_errors();
 
-/* Device memory can be touched only while one of these lives: a host that dereferences a device pointer dies. */
+/* Device memory can be touched only while one of these lives: a host that dereferences a device pointer dies. hidden: not
+ * yet, only from show_device on. */
 struct device_access {
-    device_access();
+    explicit device_access(bool hidden = false);
     ~device_access();
     device_access(const device_access &) = delete;
 };
 
 /* ---- between the runtime's files */
-void hide_device(bool hidden); /* from the kernel that runs */
+void show_device(); /* to the kernel that runs, if it is hidden; what it hides from: */
+bool device_hidden();
 void host_wrote(void *p, bool copied); /* a copy from the host, or anything else that is no kernel's store */
 bool counted(long &n); /* true if this is the one that fails */
 cudaError_t sticky();  /* what an earlier kernel left behind */

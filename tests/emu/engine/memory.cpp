@@ -95,20 +95,24 @@ static void reserve()
 #endif
 }
 
-device_access::device_access()
+device_access::device_access(bool hidden)
 {
-    if (!heap.open++ && heap.high) mprotect(heap.base, heap.high, PROT_READ | PROT_WRITE);
+    const bool was_open = heap.open++ > 0;
+    heap.hidden = hidden;
+    if (was_open == hidden && heap.high) mprotect(heap.base, heap.high, hidden ? PROT_NONE : PROT_READ | PROT_WRITE);
 }
 device_access::~device_access()
 {
     if (!--heap.open && heap.high) mprotect(heap.base, heap.high, PROT_NONE);
 }
 
-void hide_device(bool hidden)
+void show_device()
 {
-    heap.hidden = hidden;
-    if (heap.open && heap.high) mprotect(heap.base, heap.high, hidden ? PROT_NONE : PROT_READ | PROT_WRITE);
+    if (!heap.hidden) return;
+    heap.hidden = false;
+    if (heap.high) mprotect(heap.base, heap.high, PROT_READ | PROT_WRITE);
 }
+bool device_hidden() { return heap.hidden; }
 
 static std::map<size_t, payload>::iterator block_of(const void *p)
 {

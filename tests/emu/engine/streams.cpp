@@ -49,6 +49,8 @@ static emu_stream *of(cudaStream_t s)
 /* Run s's work until `upto` pieces of it are done. */
 static void drain(emu_stream *s, uint64_t upto)
 {
+    if (s->done >= upto || s->queue.empty()) return;
+    device_access open;
     while (s->done < upto && !s->queue.empty()) {
         work w = std::move(s->queue.front());
         s->queue.pop_front();
@@ -123,6 +125,10 @@ void reset_errors()
     last_error = sticky_error = cudaSuccess;
 }
 
+/* Every kernel's first launches are watched for reads before kernel_begin; each time costs two system calls. */
+constexpr int closely_watched = 16;
+static std::map<const void *, int> launches;
+
 static std::map<const void *, size_t> raised; /* kernels with cudaFuncAttributeMaxDynamicSharedMemorySize */
 
 cudaError_t launch(const char *name, const void *function, dim3 grid, dim3 block, size_t smem, cudaStream_t s,
@@ -141,7 +147,7 @@ cudaError_t launch(const char *name, const void *function, dim3 grid, dim3 block
             sticky_error = last_error = cudaErrorLaunchFailure;
             return;
         }
-        device_access open;
+        device_access open(launches[function]++ < closely_watched);
         run_grid(name, grid, block, smem, max_smem, body);
     });
 }
