@@ -71,8 +71,13 @@ line() { # line ROW {members}
     grep -q 'ms a thousand tokens' "$d/plots/peers-depth.svg"
 }
 
-@test "without rounds there is a report of nothing" {
+@test "without rounds there is a report of nothing, with or without git" {
     run -0 --separate-stderr "$peers" --dir "$d" --report
+    mkdir "$BATS_TEST_TMPDIR/bin"
+    printf '#!/bin/sh\nexit 127\n' >"$BATS_TEST_TMPDIR/bin/git"
+    chmod +x "$BATS_TEST_TMPDIR/bin/git"
+    rm "$d/peers.json"
+    PATH=$BATS_TEST_TMPDIR/bin:$PATH run -0 --separate-stderr "$peers" --dir "$d" --report
     [ "$(jq -c '[.rows, .size, .depth]' "$d/peers.json")" = '[[],[],[]]' ]
     [ -s "$d/peers.md" ]
 }
