@@ -41,7 +41,7 @@ void chart_begin(struct chart *c, int height, const char *title, const char *sub
     *c = (struct chart){.height = height};
     chart_add(c, "set encoding utf8\nset border 3 lc rgb '#444444'\nset tics nomirror out scale 0.6 font ',13'\n"
                  "set grid lc rgb '#e4e4e4' lt 1\nset tmargin at screen %.4f\nset bmargin at screen %.4f\nset label ",
-              1 - 78.0 / height, 80.0 / height);
+              1 - (double)CHART_TOP / height, (double)CHART_BOTTOM / height);
     chart_quoted(c, title);
     chart_add(c, " at screen 0.019, screen %.4f left front font ',17'\nset label ", 1 - 24.0 / height);
     chart_quoted(c, subtitle);

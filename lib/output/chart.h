@@ -17,6 +17,8 @@ struct chart {
     int height;
 };
 
+enum { CHART_TOP = 78, CHART_BOTTOM = 80 }; /* pixels above and below the axes' area */
+
 /* Title, subtitle (may be empty) and axis labels; gnuplot's own axes. Height in pixels; the width is PLOT_W. */
 void chart_begin(struct chart *c, int height, const char *title, const char *subtitle, const char *xlabel,
                  const char *ylabel);

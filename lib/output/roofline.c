@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { HEIGHT = 560, LEFT = 96, RIGHT = PLOT_W - 34, TOP = 78, BOTTOM = HEIGHT - 80 }; /* TOP, BOTTOM: chart_begin's */
+enum { HEIGHT = 560, LEFT = 96, RIGHT = PLOT_W - 34, TOP = CHART_TOP, BOTTOM = HEIGHT - CHART_BOTTOM };
 #define LEAST_SHARE 0.01 /* of its phase's time: below that an op is not worth a point */
 
 static const char *const phases[] = {"decode", "prefill"};

@@ -65,9 +65,9 @@ refused() {
     holds '.results.format == "int4-g32" and .params.method == "mse"'
     jq .results "$r" | cmp - "$r.mse"
     # what was kept for one spelling serves the other
-    lines=$(wc -l <"$BATS_TEST_TMPDIR/p")
+    kept=$(wc -l <"$BATS_TEST_TMPDIR/p")
     sens "$m" -f int4-g32 --method mse -o "$BATS_TEST_TMPDIR/p"
-    [ "$(wc -l <"$BATS_TEST_TMPDIR/p")" = "$lines" ]
+    [ "$(wc -l <"$BATS_TEST_TMPDIR/p")" = "$kept" ]
     sens "$m" -f int4-g32+mse --method rtn
     holds ".results.method == \"rtn\" and .params.method == \"rtn\" and ([.results.tensors[].nmse] | add) == $rtn"
 }
