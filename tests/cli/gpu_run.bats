@@ -55,10 +55,12 @@ setup() {
     printf '#!/bin/sh\necho "ok 1 - x # SKIP no driver"\necho 1..1\n' >"$B/gpu/test_x"
     chmod +x "$B/gpu/test_x"
     run tests/gpu/run ops
-    [ "$status" = 1 ] && [[ "$output" == *"test_x: FAILED: no driver"* ]]
+    [ "$status" = 1 ]
+    [[ "$output" == *"test_x: FAILED: no driver"* ]]
     sed -i 's/ # SKIP no driver//' "$B/gpu/test_x"
     run tests/gpu/run ops
-    [ "$status" = 0 ] && [[ "$output" != *"done before"* ]]
+    [ "$status" = 0 ]
+    [[ "$output" != *"done before"* ]]
     grep -q '^| test_x | 1 | 0 |$' "$OUT/gpu.md"
     grep -q '^| test_x-pdl | 1 | 0 |$' "$OUT/gpu.md"
 }

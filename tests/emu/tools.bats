@@ -118,7 +118,8 @@ refused() {
     local rc=0
     wait $pid || rc=$?
     [ "$rc" = 130 ]
-    [ ! -s "$T/int.json" ] && [ -z "$(compgen -G "$T/int.nll*")" ]
+    [ ! -s "$T/int.json" ]
+    [ -z "$(compgen -G "$T/int.nll*")" ]
 }
 
 @test "docs/cuda.md has the predictions that cuda_cost makes" {
@@ -132,4 +133,26 @@ refused() {
     B=$T/B OUT=$T/gpu DEVICE=cuda MODEL=$T/int4-g64 SHAPES='' FORMATS=f16 DEPTHS=0 PROMPTS=4 GEN=3 run tests/gpu/run bench
     [ "$status" = 0 ] || { echo "$output"; false; }
     jq -e '.device == "cuda" and .records[0].host.gpu == "emulated GPU" and (.records[0].results.kernels | length) > 0' "$T/gpu/gpu.json"
+}
+
+@test "tests/gpu/run compares perplexity on a device with the CPU's, and goes on where it was stopped" {
+    mkdir -p "$T/B2" "$T/ppl/models/tiny.tmp"
+    ln -s "$E" "$T/B2/bin"
+    ln -s "$E" "$T/B2/tests"
+    echo '{' >"$T/ppl/models/tiny.tmp/config.json" # a model that was being made
+    export B=$T/B2 OUT=$T/ppl DEVICE=cuda MODEL=$T/f16 SHAPES='' FORMATS='f16 int4-g64' PPL_ARGS='--ctx 32 --max-windows 1'
+    run env EMU_FAIL_LAUNCH=20 FORMATS=f16 tests/gpu/run ppl # stopped in the middle
+    [ "$status" = 1 ]
+    [[ $output == *'ppl-tiny-f16-f32.json: FAILED (exit 1): qppl: '* ]]
+    [ -s "$T/ppl/records/ppl-tiny-f16-cpu.json" ]
+    [ ! -e "$T/ppl/records/ppl-tiny-f16-f32.json" ]
+    run tests/gpu/run ppl
+    [ "$status" = 0 ] || { echo "$output"; false; }
+    [[ $output == *'ppl-tiny-f16-cpu.json: done before'* ]]
+    [ ! -e "$T/ppl/models/tiny.tmp" ]
+    jq -e '[.records[].params.device] == ["cpu", "cuda", "cpu", "cuda", "cuda", "cpu", "cuda", "cpu", "cuda", "cuda"]' "$T/ppl/gpu.json"
+    [ "$(grep -cE '^\| (tiny|default)-(f16|int4-g64) \| [0-9.]+ \| [0-9.]+ \| [0-9.]* \|$' "$T/ppl/gpu.md")" = 4 ]
+    run tests/gpu/run ppl
+    [ "$status" = 0 ]
+    [ "$(grep -c 'done before' <<<"$output")" = 10 ]
 }
