@@ -356,14 +356,16 @@ static int splits_of(int items, int n_sm)
 }
 
 struct decode_work {
-    size_t part, ml, count, bytes; /* offsets; the counters come first */
+    size_t part, ml, count, bytes; /* offsets */
 };
-static decode_work work_of(int items, int splits, int G, int hd)
+/* The counters come first, in memory that no launch uses for anything else: they must be zero for the next one, whatever
+ * its shape. With one split they are not used; with more, items · splits ≤ n_sm, and groups + 1 ≤ splits. */
+static decode_work work_of(int items, int splits, int G, int hd, int n_sm)
 {
     const size_t groups = size_t(splits + split_group - 1) / split_group, slots = size_t(items) * (splits + groups);
     decode_work w;
     w.count = 0;
-    w.ml = (size_t(items) * (groups + 1) * sizeof(unsigned) + 255) / 256 * 256;
+    w.ml = (size_t(n_sm) * sizeof(unsigned) + 255) / 256 * 256;
     w.part = w.ml + (slots * G * sizeof(float2) + 255) / 256 * 256;
     w.bytes = w.part + slots * G * hd * sizeof(float);
     return w;
@@ -381,7 +383,7 @@ size_t attention_work_bytes(const attn_shape &s, int n_sm)
     size_t most = 0;
     for (int n = 1; n <= attn_batch_max; n++) {
         const int items = items_of(s, n);
-        const decode_work w = work_of(items, splits_of(items, n_sm), heads_together(s), s.head_dim);
+        const decode_work w = work_of(items, splits_of(items, n_sm), heads_together(s), s.head_dim, n_sm);
         most = w.bytes > most ? w.bytes : most;
     }
     return most;
@@ -404,7 +406,7 @@ void attention_decode(float *out, const attn_new &in, bool fused, const attn_bat
 {
     const int items = items_of(s, b.n), G = heads_together(s);
     decode_args a = {out, in, b, s, score_scale(s), fused, splits_of(items, n_sm), nullptr, nullptr, nullptr};
-    const decode_work w = work_of(items, a.splits, G, s.head_dim);
+    const decode_work w = work_of(items, a.splits, G, s.head_dim, n_sm);
     char *base = static_cast<char *>(work);
     a.count = reinterpret_cast<unsigned *>(base + w.count);
     a.part_ml = reinterpret_cast<float2 *>(base + w.ml);

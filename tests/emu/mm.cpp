@@ -137,7 +137,8 @@ static int integer(const filled &w, int64_t r, int64_t k, double *scale, bool re
             absmax = static_cast<const float *>(q.absmax)[block];
         }
         *scale = double(rest ? w.d.factor * w.d.rest_factor * absmax : w.d.factor * absmax);
-        return (rest ? w.d.rest_table : w.d.table)[static_cast<const uint8_t *>(q.codes)[i / 2] >> (i % 2 ? 0 : 4) & 15];
+        const int code = static_cast<const uint8_t *>(q.codes)[i / 2] >> (i % 2 ? 0 : 4) & 15;
+        return rest ? w.d.rest_table[code] : w.d.table[code];
     }
     int bits = q.fmt.bits, per = 32 / bits, off = 1 << (bits - 1);
     int64_t groups = format_groups(&q.fmt, q.n_in), g = q.fmt.group ? k / q.fmt.group : 0, at = r * groups + g;

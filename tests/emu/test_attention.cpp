@@ -181,7 +181,8 @@ dev<char> *work_for(const attn_shape &s, int n_sm)
 /* f32 within its rounding; f16 within that of q and p and of 64 to 32 keys a tile */
 double tolerance(const scene &c) { return c.s.f16 ? 4e-3 : 4e-6; }
 
-void one(const attn_shape &s, const std::vector<span_size> &spans, bool norm, int n_sm, bool dev_pos = false)
+void one(const attn_shape &s, const std::vector<span_size> &spans, bool norm, int n_sm, bool dev_pos = false,
+         dev<char> *shared_work = nullptr)
 {
     char what[120];
     scene c = make(s, spans, norm, true);
@@ -191,7 +192,7 @@ void one(const attn_shape &s, const std::vector<span_size> &spans, bool norm, in
              s.n_kv_heads, s.head_dim, spans.size(), spans[0].depth, spans[0].n_new, n_sm);
     SHAPE("%d/%dx%d", s.n_heads, s.n_kv_heads, s.head_dim);
     double tol = decode && s.f16 ? 2e-3 : tolerance(c);
-    dev<char> *work = work_for(s, n_sm);
+    dev<char> *work = shared_work ? shared_work : work_for(s, n_sm);
     for (int fused = 0; fused < 2; fused++) {
         device_scene ds(c, !fused, 0);
         dev<float> q(fused ? c.q : c.q_turned), k(c.k), v(c.v), qn(c.q_norm), kn(c.k_norm), f(c.inv_freq), out(c.out.size());
@@ -214,7 +215,7 @@ void one(const attn_shape &s, const std::vector<span_size> &spans, bool norm, in
         }
         ds.check_caches(c, 3e-6);
     }
-    delete work;
+    if (!shared_work) delete work;
 }
 
 } // namespace
@@ -241,6 +242,12 @@ EMU_TEST(attention_decode)
     }
     one({3, 1, 64, true}, {{check::slow() ? 400 : 1900, 1}}, false, 60, true); /* more than eight groups' worth of splits */
     one({2, 2, 16, false}, {{check::slow() ? 300 : 1300, 1}}, true, 132, true);
+    /* many counters after few, in the same memory */
+    const attn_shape s = {8, 8, 16, true};
+    dev<char> *work = work_for(s, 132);
+    one(s, {{300, 1}}, false, 132, false, work);
+    one(s, std::vector<span_size>(8, span_size{70, 1}), false, 132, false, work);
+    delete work;
 }
 
 EMU_TEST(attention_prefill)
