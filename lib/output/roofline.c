@@ -100,12 +100,18 @@ static bool axes(struct roofline *r)
 static double px(const struct roofline *r, double x) { return LEFT + log(x / r->x0) / log(r->x1 / r->x0) * (RIGHT - LEFT); }
 static double py(const struct roofline *r, double y) { return BOTTOM - log(y / r->y0) / log(r->y1 / r->y0) * (BOTTOM - TOP); }
 
+/* What stands above the right end of roof i; new string. */
+static char *roof_text(const struct roofline *r, size_t i)
+{
+    return mem_printf("%s: %s GOP/s", r->instruction[i] ? r->instruction[i] : peaks[i], fmt_sig(r->peak[i], 3));
+}
+
 static void add_roofs(struct chart *c, const struct roofline *r)
 {
     for (size_t i = 0; i < N_PEAKS; i++) {
         if (!r->peak[i]) continue;
         chart_add(c, "set label ");
-        char *text = mem_printf("%s: %s GOP/s", r->instruction[i] ? r->instruction[i] : peaks[i], fmt_sig(r->peak[i], 3));
+        char *text = roof_text(r, i);
         chart_quoted(c, text);
         chart_add(c, " at first %.6g, first %.6g right offset 0,0.55 font ',13' textcolor rgb '#444444'\n", r->x1, r->peak[i]);
         free(text);
@@ -121,10 +127,10 @@ static void add_roofs(struct chart *c, const struct roofline *r)
 
 static double roof(const struct roofline *r, double x, double peak) { return fmin(x * r->bandwidth, peak); }
 
-/* Labels where they hide no point and no roof: a roof is a row of points with labels of nothing. */
+/* Labels where they hide no point, no roof and no roof's text: these are rows of points with labels of nothing. */
 static void add_labels(struct chart *c, const struct roofline *r)
 {
-    enum { STEP = 14, MOST = N_PEAKS * (PLOT_W / STEP) };
+    enum { STEP = 14, MOST = 2 * N_PEAKS * (PLOT_W / STEP), TEXT_UP = 12 };
     struct plot_label *l = mem_new(r->n + MOST, sizeof *l);
     size_t n = r->n;
     for (size_t i = 0; i < r->n; i++) {
@@ -132,11 +138,16 @@ static void add_labels(struct chart *c, const struct roofline *r)
         l[i] = (struct plot_label){.x = x, .y = y, .bar_top = y, .bar_bottom = y,
                                    .w = 4 + 7.0 * (double)strlen(r->p[i].label), .h = 15};
     }
-    for (size_t k = 0; k < N_PEAKS; k++)
+    for (size_t k = 0; k < N_PEAKS; k++) {
+        char *text = roof_text(r, k);
+        double begin = RIGHT - 7.0 * (double)strlen(text);
+        free(text);
         for (int x = LEFT; r->peak[k] && x < RIGHT; x += STEP) {
             double v = r->x0 * pow(r->x1 / r->x0, (double)(x - LEFT) / (RIGHT - LEFT)), y = py(r, roof(r, v, r->peak[k]));
             l[n++] = (struct plot_label){.x = x, .y = y, .bar_top = y, .bar_bottom = y};
+            if (x > begin) l[n++] = (struct plot_label){.x = x, .y = y - TEXT_UP, .bar_top = y - TEXT_UP, .bar_bottom = y - TEXT_UP};
         }
+    }
     plot_place_labels(l, n, LEFT + 4, TOP, RIGHT, BOTTOM - 3, PLOT_NO_LINE);
     for (size_t i = 0; i < r->n; i++) {
         if (l[i].leader)
