@@ -29,7 +29,7 @@ LDFLAGS = -pthread $(SANFLAGS)
 include cuda/cuda.mk
 
 # Kernel files say their instruction set in their name.
-isa_flags = $(if $(filter %_avx2,$(1)),-mavx2 -mfma -mf16c)$(if $(filter %_avx512,$(1)),-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c)$(if $(filter %_vnni,$(1)),-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c)
+isa_flags = $(if $(filter %_avx2 %_avxvnni %_avxvnni_evex,$(1)),-mavx2 -mfma -mf16c)$(if $(filter %_avx512,$(1)),-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c)$(if $(filter %_vnni,$(1)),-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c)
 
 TOOLS := qload qquant qsens qppl qbench qreport
 TOOLS := $(filter $(basename $(notdir $(wildcard tools/*.c))),$(TOOLS))

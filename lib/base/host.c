@@ -9,19 +9,32 @@
 #include <sys/utsname.h>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #define CPU_HAS(x) __builtin_cpu_supports(x)
 #else
 #define CPU_HAS(x) 0
 #endif
 
+bool isa_has_avxvnni(void)
+{
+#if defined(__x86_64__)
+    unsigned a, b, c, d;
+    return CPU_HAS("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+#else
+    return false;
+#endif
+}
+
+bool isa_has_avxvnni_evex(void) { return CPU_HAS("avx512vl") && CPU_HAS("avx512vnni"); }
+
 static enum isa detected(void)
 {
     if (!(CPU_HAS("avx2") && CPU_HAS("fma"))) return ISA_PLAIN;
     if (CPU_HAS("avx512f") && CPU_HAS("avx512bw") && CPU_HAS("avx512dq") && CPU_HAS("avx512vl")) return ISA_AVX512;
-    return ISA_AVX2;
+    return isa_has_avxvnni() ? ISA_AVXVNNI : ISA_AVX2;
 }
 
-const char *isa_name(enum isa isa) { return (const char *[]){"plain", "avx2", "avx512"}[isa]; }
+const char *isa_name(enum isa isa) { return (const char *[]){"plain", "avx2", "avxvnni", "avx512"}[isa]; }
 
 enum isa isa_best(void)
 {
@@ -32,10 +45,12 @@ enum isa isa_best(void)
     if (!want || !*want || !strcmp(want, "auto")) return (enum isa)(chosen = (int)have);
     for (int i = 0; i <= ISA_AVX512; i++)
         if (!strcmp(want, isa_name((enum isa)i))) {
-            if (i > (int)have) die("QLAB_ISA=%s: this processor offers %s at best", want, isa_name(have));
+            if (i > (int)have || (i == ISA_AVXVNNI && !isa_has_avxvnni() && !isa_has_avxvnni_evex()))
+                die("QLAB_ISA=%s: this processor offers %s%s", want, isa_name(have),
+                    i > (int)have ? " at best" : " without it");
             return (enum isa)(chosen = i);
         }
-    die("QLAB_ISA=%s: unknown (plain, avx2, avx512 or auto was expected)", want);
+    die("QLAB_ISA=%s: unknown (plain, avx2, avxvnni, avx512 or auto was expected)", want);
 }
 
 bool isa_has_vnni(void) { return isa_best() == ISA_AVX512 && CPU_HAS("avx512vnni"); }
@@ -73,6 +88,7 @@ json_t *host_json(void)
     ADD("avx512_vnni", "avx512vnni");
     ADD("avx512_bf16", "avx512bf16");
 #undef ADD
+    if (isa_has_avxvnni()) json_array_append_new(isa, json_string("avx_vnni"));
 #endif
     struct utsname u;
     char os[256] = "unknown";

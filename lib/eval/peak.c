@@ -52,10 +52,11 @@ struct peaks peaks_measure(double seconds)
     struct peaks p = {0};
     const struct probe *f32 = &plain_probe, *bf16 = NULL, *int8 = NULL;
 #if defined(__x86_64__)
-    if (isa_best() == ISA_AVX2) f32 = &peak_avx2_f32, int8 = &peak_avx2_int8;
+    if (isa_best() >= ISA_AVX2) f32 = &peak_avx2_f32, int8 = &peak_avx2_int8;
+    if (isa_best() == ISA_AVXVNNI) int8 = isa_has_avxvnni() ? &peak_avxvnni_int8 : &peak_avxvnni_evex_int8;
     if (isa_best() == ISA_AVX512) {
         f32 = &peak_avx512_f32;
-        int8 = isa_has_vnni() ? &peak_avx512_int8 : &peak_avx2_int8;
+        if (isa_has_vnni()) int8 = &peak_avx512_int8;
         if (isa_has_bf16()) bf16 = &peak_avx512_bf16;
     }
 #endif

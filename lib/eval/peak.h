@@ -32,7 +32,7 @@ struct probe {
     void (*run)(int64_t n);
     double ops; /* of one instruction */
 };
-extern const struct probe peak_avx2_f32, peak_avx2_int8;
+extern const struct probe peak_avx2_f32, peak_avx2_int8, peak_avxvnni_int8, peak_avxvnni_evex_int8;
 extern const struct probe peak_avx512_f32, peak_avx512_bf16, peak_avx512_int8;
 
 #endif

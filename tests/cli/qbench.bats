@@ -125,7 +125,7 @@ bats_require_minimum_version 1.5.0
     holds '.results.peak | .int8 == null or .int8.ops_per_s > .f32.ops_per_s'
     "$B/bin/qbench" -q "$BATS_TEST_TMPDIR/q" --prompt-tokens 20 --gen 3 --trials 1 --kernels --compute f32 >"$r"
     holds '[.results.kernels[] | select(.format == "int4-g32") | .peak] | unique == ["f32"]'
-    for isa in plain avx2; do
+    for isa in plain avx2 avxvnni; do
         QLAB_ISA=$isa "$B/bin/qbench" -q "$bare" --prompt-tokens 5 --gen 2 --trials 1 --kernels --compute f32 >"$r" || skip "no $isa"
         holds '[.results.kernels[] | select(.ops > 0) | .peak_fraction <= 1.2] | all'
     done

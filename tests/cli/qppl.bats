@@ -137,14 +137,15 @@ ppl() { "$B/bin/qppl" -q "$@" >"$r"; }
     cmp "$BATS_TEST_TMPDIR/t1" "$BATS_TEST_TMPDIR/t3"
 }
 
-@test "plain C, AVX2 and AVX-512 agree to 1e-4 relative" {
+@test "plain C, AVX2, AVX-VNNI and AVX-512 agree to 1e-4 relative" {
     for model in "$m" "$q"; do
         QLAB_ISA=plain ppl "$model" --text $text --ctx 64 --chars 2000
         plain=$(jq .results.ppl "$r")
-        for isa in avx2 avx512; do
+        for isa in avx2 avxvnni avx512; do
             best=$(jq -r '.host.isa_used' <("$B/bin/qppl" -q "$m" --text $text --ctx 64 --chars 300))
             [ $isa = avx512 ] && [ "$best" != avx512 ] && skip "this processor offers $best at best"
             [ "$best" = plain ] && skip "this processor offers plain C only"
+            [ $isa != avxvnni ] || holds '.host.isa | any(. == "avx_vnni" or . == "avx512_vnni")' "$r" || continue
             QLAB_ISA=$isa ppl "$model" --text $text --ctx 64 --chars 2000
             holds ".host.isa_used == \"$isa\" and ((.results.ppl / $plain - 1) | fabs < 1e-4)" "$r"
         done

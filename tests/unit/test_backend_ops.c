@@ -16,7 +16,7 @@
 
 #include <cmocka.h>
 
-static struct backend ref, cpu[3];
+static struct backend ref, cpu[ISA_AVX512 + 1];
 static int n_isa;
 
 static void same_bits(const void *a, const void *b, size_t n, const char *what)

@@ -11,7 +11,7 @@ const struct bf16_kernels *bf16_kernels_of(enum isa isa)
 {
 #if defined(__x86_64__)
     if (isa == ISA_AVX512) return isa_has_bf16() ? &bf16_dot : &bf16_avx512;
-    if (isa == ISA_AVX2) return &bf16_avx2;
+    if (isa >= ISA_AVX2) return &bf16_avx2;
 #endif
     (void)isa;
     return &bf16_plain;

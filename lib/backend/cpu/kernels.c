@@ -6,7 +6,7 @@ const struct kernels *kernels_of(enum isa isa)
 {
 #if defined(__x86_64__)
     if (isa == ISA_AVX512) return &kernels_avx512;
-    if (isa == ISA_AVX2) return &kernels_avx2;
+    if (isa >= ISA_AVX2) return &kernels_avx2;
 #endif
     (void)isa;
     return &kernels_plain;
@@ -16,6 +16,8 @@ const struct int8_kernels *int8_kernels_of(enum isa isa)
 {
 #if defined(__x86_64__)
     if (isa == ISA_AVX512 && isa_has_vnni()) return &int8_vnni;
+    if (isa >= ISA_AVXVNNI && isa_has_avxvnni()) return &int8_avxvnni;
+    if (isa == ISA_AVXVNNI && isa_has_avxvnni_evex()) return &int8_avxvnni_evex;
     if (isa >= ISA_AVX2) return &int8_avx2;
 #endif
     (void)isa;

@@ -74,7 +74,7 @@ struct int8_kernels {
     /* Rows of one panel for tokens t0 … t0+n_tok−1, n_tok ≤ 4, straight from the packed codes: y[t·16 + row]. */
     void (*few)(const struct panels *w, int64_t panel, const struct acts *x, int64_t t0, int n_tok, float *y);
     /* Many tokens: `block` panels from p0 on (those behind the last are zero) are unpacked once into
-     * u (n_act·8, block, 64) bytes and scales s (n_groups, block, 16), then multiplied with up to `tokens` tokens at a
+     * u (n_act·8·block·64 bytes) and scales s (n_groups·block·16), in an order of their own, then multiplied with up to `tokens` tokens at a
      * time: y[t·16·block + panel·16 + row], 64-byte aligned. Same results as `few`, bit for bit. x has `tokens` rows
      * of zeros behind the last; y has room for `tokens`. */
     int block, tokens; /* tokens is even */
@@ -83,6 +83,6 @@ struct int8_kernels {
                  float *y);
 };
 
-extern const struct int8_kernels int8_plain, int8_avx2, int8_vnni;
+extern const struct int8_kernels int8_plain, int8_avx2, int8_avxvnni, int8_avxvnni_evex, int8_vnni;
 
 #endif
