@@ -54,6 +54,7 @@ help:
 	@echo '                     CHECK="tests/cli/x.bats $(B)/tests/test_y": just these'
 	@echo 'make check-emu       the CUDA kernels, run on the CPU: a line a kernel'
 	@echo '     check-sass      instructions and registers of the compiled kernels (cuobjdump)'
+	@echo '     check-tsan      threads under ThreadSanitizer: the pool, the write queue'
 	@echo 'make lint            shellcheck, cppcheck, include directions, lengths of files'
 	@echo 'make fuzz            fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)'
 	@echo 'make install         PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'

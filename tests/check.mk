@@ -15,6 +15,14 @@ check-unit: tests
 check-cli: all tests
 	@$(MAKE) --no-print-directory check CHECK='$(BATS)'
 
+# What runs beside other threads, under ThreadSanitizer: the pool, qquant's write queue.
+.PHONY: check-tsan
+check-tsan:
+	@$(MAKE) --no-print-directory NVCC= B=build/tsan OPT=-O1 SANFLAGS=-fsanitize=thread tsan
+.PHONY: tsan
+tsan: $(B)/tests/test_par $(B)/tests/test_writequeue
+	@B='$(abspath $(B))' CHECK_JOBS='$(CHECK_JOBS)' CHECK_TIMEOUT='$(CHECK_TIMEOUT)' TSAN_OPTIONS=halt_on_error=1 tests/run-checks $^
+
 lint:
 	@tests/lint
 

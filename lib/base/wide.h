@@ -3,7 +3,8 @@
 #ifndef QLAB_BASE_WIDE_H
 #define QLAB_BASE_WIDE_H
 
-#if defined __x86_64__ && defined __gnu_linux__ && !defined __SANITIZE_ADDRESS__ && !defined __clang__
+#if defined __x86_64__ && defined __gnu_linux__ && !defined __SANITIZE_ADDRESS__ && \
+    !defined __SANITIZE_THREAD__ && !defined __clang__
 #define WIDE __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
 #define WIDE

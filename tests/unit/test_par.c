@@ -1,5 +1,4 @@
-/* The thread pool: every index once, whatever the shape; starting and stopping; nesting. Run under TSan by hand:
- * make OPT='-O1 -fsanitize=thread' B=build/tsan build/tsan/tests/test_par */
+/* The thread pool: every index once, whatever the shape; starting and stopping; nesting. Run under TSan too (make check-tsan). */
 #include "base/par.h"
 
 #include <setjmp.h>
