@@ -21,7 +21,10 @@ extern "C" {
 #include <cstring>
 
 static struct cuda_ctx *ctx_of(struct backend *be) { return static_cast<struct cuda_ctx *>(be->ctx); }
-static const struct cuda_weight *weight_of(const struct weight *w) { return static_cast<const struct cuda_weight *>(w->data); }
+static const struct cuda_weight *weight_of(const struct weight *w)
+{
+    return static_cast<const struct cuda_weight *>(w->data);
+}
 
 /* Every op that may write what acts_of points to begins with this. */
 static struct cuda_ctx *begin(struct backend *be)
@@ -42,7 +45,10 @@ static void be_close(struct backend *be)
 
 static void *be_alloc(struct backend *be, size_t bytes, struct err *e) { return context_alloc(ctx_of(be), bytes, e); }
 static void be_free(struct backend *be, void *p) { context_free(begin(be), p); }
-static void be_upload(struct backend *be, void *dst, const void *src, size_t n) { context_upload(begin(be), dst, src, n); }
+static void be_upload(struct backend *be, void *dst, const void *src, size_t n)
+{
+    context_upload(begin(be), dst, src, n);
+}
 static void be_download(struct backend *be, void *dst, const void *src, size_t n)
 {
     context_download(ctx_of(be), dst, src, n);
@@ -123,8 +129,8 @@ static void product(struct cuda_ctx *c, struct cuda_matmul *m, const float *norm
     run(c, m);
 }
 
-static void products(struct cuda_ctx *c, const struct matmul *jobs, int n, const float *x, int64_t n_tok, const float *norm,
-                     double eps)
+static void products(struct cuda_ctx *c, const struct matmul *jobs, int n, const float *x, int64_t n_tok,
+                     const float *norm, double eps)
 {
     for (int at = 0; at < n; at += max_jobs) {
         struct cuda_job job[max_jobs] = {};
@@ -178,8 +184,9 @@ static void be_gate_up(struct backend *be, float *y, const struct matmul jobs[2]
     job.up_bias = jobs[1].bias;
     job.up_y = jobs[1].y;
     struct cuda_matmul m = matmul_of(&job, 1, x, n_tok, gate->n_in);
-    if (c->compute == COMPUTE_INT8 && job.w->int8_ok) { /* the next product is likely of the same format and wants them */
-        c->made = acts_at(workspace_get(c, &c->made_mem, acts_bytes(n_tok, gate->n_out), "activations"), n_tok, gate->n_out);
+    if (c->compute == COMPUTE_INT8 && job.w->int8_ok) { /* the next product likely has the same format and wants them */
+        void *mem = workspace_get(c, &c->made_mem, acts_bytes(n_tok, gate->n_out), "activations");
+        c->made = acts_at(mem, n_tok, gate->n_out);
         m.out = &c->made;
     }
     product(c, &m, norm, eps);
@@ -205,7 +212,8 @@ static void be_embed(struct backend *be, float *x, const struct weight *table, c
     const int32_t *ids = step ? &step->token : ints_on_device(c, tokens, n_tok);
     float *rows = x;
     if (ld != n)
-        rows = static_cast<float *>(workspace_get(c, &c->normed, size_t(n_tok) * size_t(ld) * sizeof(float), "embeddings"));
+        rows = static_cast<float *>(
+            workspace_get(c, &c->normed, size_t(n_tok) * size_t(ld) * sizeof(float), "embeddings"));
     dequant_rows(rows, CUF_F32, ld, weight_of(table), ids, 0, n_tok, c->stream);
     if (ld != n)
         cuda_must(c, cudaMemcpy2DAsync(x, size_t(n) * 4, rows, size_t(ld) * 4, size_t(n) * 4, size_t(n_tok),
@@ -213,7 +221,8 @@ static void be_embed(struct backend *be, float *x, const struct weight *table, c
     context_check(c);
 }
 
-static void be_rmsnorm(struct backend *be, float *y, const float *x, const float *w, int64_t n_rows, int64_t n, double eps)
+static void be_rmsnorm(struct backend *be, float *y, const float *x, const float *w, int64_t n_rows, int64_t n,
+                       double eps)
 {
     struct cuda_ctx *c = begin(be);
     rmsnorm_rows(y, NULL, x, w, n_rows, n, float(eps), c->stream);
@@ -281,8 +290,8 @@ static const float *inv_freq_on_device(struct cuda_ctx *c, const float *v, int64
     return c->inv_freq;
 }
 
-static void be_rope(struct backend *be, float *x, const struct span *spans, int n_spans, int64_t n_heads, int64_t head_dim,
-                    const float *inv_freq)
+static void be_rope(struct backend *be, float *x, const struct span *spans, int n_spans, int64_t n_heads,
+                    int64_t head_dim, const float *inv_freq)
 {
     struct cuda_ctx *c = begin(be);
     const float *f = inv_freq_on_device(c, inv_freq, head_dim / 2);
@@ -297,8 +306,8 @@ static void be_kv_append(struct backend *be, const struct span *spans, int n_spa
     struct cuda_ctx *c = begin(be);
     const attn_new in = {NULL, const_cast<float *>(k), v, NULL, NULL, 0, NULL};
     for (int i = 0; i < n_spans; i += attn_batch_max)
-        rope_append(in, batch_of(c, spans + i, some(n_spans - i), layer), shape_of(spans[0].kv, spans[0].kv->n_kv_heads),
-                    c->stream);
+        rope_append(in, batch_of(c, spans + i, some(n_spans - i), layer),
+                    shape_of(spans[0].kv, spans[0].kv->n_kv_heads), c->stream);
     context_check(c);
 }
 
@@ -307,13 +316,14 @@ static void *attention_work(struct cuda_ctx *c, const attn_shape &s)
     return workspace_get(c, &c->attention, attention_work_bytes(s, c->env.n_sm), "attention");
 }
 
-static void be_attention(struct backend *be, float *out, const float *q, const struct span *spans, int n_spans, int64_t layer,
-                         int64_t n_heads)
+static void be_attention(struct backend *be, float *out, const float *q, const struct span *spans, int n_spans,
+                         int64_t layer, int64_t n_heads)
 {
     struct cuda_ctx *c = begin(be);
     const attn_shape s = shape_of(spans[0].kv, n_heads);
     for (int i = 0; i < n_spans; i += attn_batch_max)
-        attention(out, q, batch_of(c, spans + i, some(n_spans - i), layer), s, attention_work(c, s), c->env.n_sm, c->stream);
+        attention(out, q, batch_of(c, spans + i, some(n_spans - i), layer), s, attention_work(c, s), c->env.n_sm,
+                  c->stream);
     context_check(c);
 }
 
@@ -337,7 +347,8 @@ static void be_score(struct backend *be, struct score *out, const float *logits,
 {
     struct cuda_ctx *c = begin(be);
     void *work = workspace_get(c, &c->logits, logits_work_bytes(n_tok, n_vocab), "scores");
-    struct score *results = static_cast<struct score *>(workspace_get(c, &c->results, size_t(n_tok) * sizeof *out, "scores"));
+    struct score *results =
+        static_cast<struct score *>(workspace_get(c, &c->results, size_t(n_tok) * sizeof *out, "scores"));
     logits_score(results, logits, ints_on_device(c, targets, n_tok), n_tok, n_vocab, work, c->stream);
     context_check(c);
     context_download(c, out, results, size_t(n_tok) * sizeof *out);
@@ -360,7 +371,8 @@ static int32_t be_argmax(struct backend *be, const struct weight *head, const fl
     struct cuda_ctx *c = begin(be);
     const struct matmul job = {logits, head, NULL};
     products(c, &job, 1, hidden, 1, NULL, 0);
-    return step_choose(c, logits, head->n_out, workspace_get(c, &c->logits, logits_work_bytes(1, head->n_out), "scores"));
+    return step_choose(c, logits, head->n_out,
+                       workspace_get(c, &c->logits, logits_work_bytes(1, head->n_out), "scores"));
 }
 
 /* ---- decode steps, the device */
@@ -386,6 +398,7 @@ static double be_copy_bandwidth(struct backend *be) { return context_copy_bandwi
 static void be_time_begin(struct backend *be)
 {
     struct cuda_ctx *c = ctx_of(be);
+    context_chill(c);
     cuda_must(c, cudaEventRecord(c->begin, c->stream), "a timer");
 }
 
@@ -403,7 +416,8 @@ static double be_time_end(struct backend *be)
 static size_t be_workspace_bytes(struct backend *be, const struct config *g, int64_t rows)
 {
     struct cuda_ctx *c = ctx_of(be);
-    const int64_t q = g->n_heads * g->head_dim, wide = g->intermediate_size > g->hidden_size ? g->intermediate_size : g->hidden_size;
+    const int64_t q = g->n_heads * g->head_dim;
+    const int64_t wide = g->intermediate_size > g->hidden_size ? g->intermediate_size : g->hidden_size;
     const int64_t most = wide > q ? wide : q;
     const attn_shape s = {int(g->n_heads), int(g->n_kv_heads), int(g->head_dim), c->compute != COMPUTE_F32};
     size_t n = matmul_scratch(&c->env, c->compute, rows, most) + attention_work_bytes(s, c->env.n_sm);

@@ -39,7 +39,8 @@ static int find_device(int index, const char *who, struct err *e)
         cudaRuntimeGetVersion(&need);
         version_text(h, sizeof h, have);
         version_text(w, sizeof w, need);
-        if (!have) return err_set(e, "%s: no NVIDIA driver is installed (one for CUDA %s was expected; cpu works)", who, w);
+        if (!have)
+            return err_set(e, "%s: no NVIDIA driver is installed (one for CUDA %s was expected; cpu works)", who, w);
         return err_set(e, "%s: the NVIDIA driver is too old: it knows CUDA %s (%s was expected; cpu works)", who, h, w);
     }
     if (rc == cudaErrorNoDevice || (rc == cudaSuccess && n == 0))
@@ -81,12 +82,13 @@ static int set_up(struct cuda_ctx *c, struct err *e)
     c->env.n_sm = p.multiProcessorCount;
     c->env.l2_bytes = size_t(p.l2CacheSize);
     if (c->env.sm < oldest)
-        return err_set(e, "%s: %s has compute capability %d.%d, without the integer matrix products of 7.5 and newer (Turing "
-                          "or newer was expected; cpu works)", c->who, c->name, p.major, p.minor);
+        return err_set(e, "%s: %s has compute capability %d.%d, without the integer matrix products of 7.5 and newer "
+                          "(Turing or newer was expected; cpu works)", c->who, c->name, p.major, p.minor);
     if (cudaDeviceGetPCIBusId(bus, sizeof bus, c->index) == cudaSuccess) c->nvml = nvml_open(bus);
     nvml_driver(c->nvml, c->driver, sizeof c->driver);
     long long before = nvml_used_bytes(c->nvml);
-    if ((rc = cudaSetDevice(c->index)) != cudaSuccess || (rc = cudaMemGetInfo(&free_bytes, &c->total_bytes)) != cudaSuccess ||
+    if ((rc = cudaSetDevice(c->index)) != cudaSuccess ||
+        (rc = cudaMemGetInfo(&free_bytes, &c->total_bytes)) != cudaSuccess ||
         (rc = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking)) != cudaSuccess ||
         (rc = cudaEventCreate(&c->begin)) != cudaSuccess || (rc = cudaEventCreate(&c->end)) != cudaSuccess)
         return err_set(e, "%s: %s", c->who, cudaGetErrorString(rc));
@@ -120,6 +122,7 @@ void context_close(struct cuda_ctx *c)
     for (struct workspace *w : own)
         if (w->p) context_free(c, w->p);
     if (c->inv_freq) context_free(c, c->inv_freq);
+    if (c->chill) cudaFree(c->chill);
     for (int i = 0; i < 2; i++) {
         if (c->staging[i]) cudaFreeHost(c->staging[i]);
         if (c->staged[i]) cudaEventDestroy(c->staged[i]);
@@ -174,7 +177,8 @@ void *context_alloc(struct cuda_ctx *c, size_t bytes, struct err *e)
         err_set(e, "%s: %.1f MiB of memory: %s", c->who, mib(bytes), cudaGetErrorString(rc));
         return NULL;
     }
-    if (c->n_blocks % 256 == 0) c->blocks = static_cast<struct block *>(mem_grow(c->blocks, c->n_blocks + 256, sizeof *c->blocks));
+    if (c->n_blocks % 256 == 0)
+        c->blocks = static_cast<struct block *>(mem_grow(c->blocks, c->n_blocks + 256, sizeof *c->blocks));
     c->blocks[c->n_blocks++] = {p, bytes};
     c->used += bytes;
     if (c->used > c->peak) c->peak = c->used;
@@ -234,11 +238,12 @@ int context_put_weight(struct cuda_ctx *c, const struct cuda_weight *w, const st
         cudaError_t rc = cudaEventSynchronize(c->staged[i]); /* its last copy; at once if there was none */
         if (rc == cudaSuccess) {
             cuda_weight_pack(w, src, &it, c->staging[i]);
-            rc = cudaMemcpyAsync(const_cast<uint8_t *>(w->data) + it.at, c->staging[i], it.bytes, cudaMemcpyHostToDevice,
-                                 c->stream);
+            rc = cudaMemcpyAsync(const_cast<uint8_t *>(w->data) + it.at, c->staging[i], it.bytes,
+                                 cudaMemcpyHostToDevice, c->stream);
         }
         if (rc == cudaSuccess) rc = cudaEventRecord(c->staged[i], c->stream);
-        if (rc != cudaSuccess) return err_set(e, "%s: copying %zu bytes to it: %s", c->who, it.bytes, cudaGetErrorString(rc));
+        if (rc != cudaSuccess)
+            return err_set(e, "%s: copying %zu bytes to it: %s", c->who, it.bytes, cudaGetErrorString(rc));
     }
     return 0;
 }
@@ -252,6 +257,17 @@ void context_download(struct cuda_ctx *c, void *dst, const void *src, size_t byt
 {
     if (bytes) cuda_must(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, c->stream), "copying from it");
     context_sync(c);
+}
+
+void context_chill(struct cuda_ctx *c)
+{
+    const size_t n = 2 * c->env.l2_bytes;
+    if (!c->chill && (!n || cudaMalloc(&c->chill, n) != cudaSuccess)) {
+        cudaGetLastError(); /* without: the times of short ops have the host's in them */
+        c->chill = NULL;
+        return;
+    }
+    cuda_must(c, cudaMemsetAsync(c->chill, 0, n, c->stream), "clearing the cache");
 }
 
 double context_copy_bandwidth(struct cuda_ctx *c)

@@ -33,6 +33,7 @@ struct cuda_ctx {
     char name[128], driver[64];
     cudaStream_t stream;
     cudaEvent_t begin, end; /* of a timed op */
+    void *chill; /* what context_chill overwrites; not in the ledger: only timed ops have it */
 
     /* ledger */
     struct block *blocks; /* every allocation and its size */
@@ -75,8 +76,12 @@ void context_download(struct cuda_ctx *c, void *dst, const void *src, size_t byt
 /* End the process with one line if launches since the last call failed; context_sync waits for the device first. */
 void context_check(struct cuda_ctx *c);
 void context_sync(struct cuda_ctx *c);
-/* End the process with "WHO: WHAT: reason" unless rc is success; the reason names the newest kernel, which may be it. */
+/* End the process with "WHO: WHAT: reason" unless rc is success; the reason names the newest kernel: it may be it */
 void cuda_must(const struct cuda_ctx *c, cudaError_t rc, const char *what);
+
+/* Queues a fill of twice the second-level cache: what follows it finds nothing of its operands there, as in a step
+ * whose weights are larger than the cache, and the device is busy while the host queues it. */
+void context_chill(struct cuda_ctx *c);
 
 /* Bytes per second of copies on the device, reads and writes both counted. */
 double context_copy_bandwidth(struct cuda_ctx *c);
