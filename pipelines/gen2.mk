@@ -49,7 +49,7 @@ ppl := $(text_opts) $(if $(CHARS),--chars '$(call q,$(CHARS))') $(if $(WINDOWS),
     --ref $(M)/f16/model --ref-cache $(M)/ref.states
 text := $(notdir $(subst $() ,_,$(TEXT_PATH)))
 # What int8 compute costs, where quality is computed in f32: a column of the report.
-also := $(if $(filter-out f32,$(COMPUTE)),,--also int8 --also-windows 8)
+also := $(if $(filter-out f32,$(COMPUTE)),,--also int8 --also-windows 4)
 # What runs that were killed left behind.
 sweep = rm -rf '$(@D)'/$(1).part-* '$(@D)'/$(1).old-*
 
