@@ -170,6 +170,18 @@ static void test_matmul_formats(void **state)
             one_matmul(&formats[f], model_dtypes[s], shapes[s], s == 2, &rng);
 }
 
+/* Enough tokens for the gemm of packed operands; g24 is read by the reference only. */
+static void test_matmul_many(void **state)
+{
+    (void)state;
+    static const struct shape shapes[] = {{70, 577, 53}, {5, 48, 48}, {64, 16, 600}, {131, 1, 50}, {67, 3100, 65}};
+    struct rng rng = {4};
+    for (size_t f = 0; f < n_formats; f++)
+        if (strchr("fbg", formats[f].name[0]) || !strcmp(formats[f].name, "int4-g64"))
+            for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+                one_matmul(&formats[f], DT_F16, shapes[s], s == 1, &rng);
+}
+
 static void test_matmul_shapes(void **state)
 {
     (void)state;
@@ -431,7 +443,7 @@ int main(void)
     list_formats();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_open),           cmocka_unit_test(test_dequant_is_exact), cmocka_unit_test(test_embed),
-        cmocka_unit_test(test_matmul_formats), cmocka_unit_test(test_matmul_shapes),
+        cmocka_unit_test(test_matmul_formats), cmocka_unit_test(test_matmul_shapes), cmocka_unit_test(test_matmul_many),
         cmocka_unit_test(test_int8),           cmocka_unit_test(test_int8_mixed_and_nan),
         cmocka_unit_test(test_arena),
     };

@@ -51,6 +51,7 @@ static void cpu_close(struct backend *be)
     free(c->shared.p);
     free(c->normed.p);
     free(c->sums.p);
+    free(c->packed.p);
     rope_table_free(c->rope);
     free(c);
 }

@@ -43,6 +43,7 @@ struct cpu_ctx {
     int n_buf;
     struct thread_buf shared; /* scratch of the op that runs */
     struct thread_buf normed, sums; /* fused ops: normed rows; products before they are added */
+    struct thread_buf packed; /* x as the f32 gemm wants it */
     struct rope_table *rope;
     struct arena arena; /* panels */
 };
@@ -88,6 +89,8 @@ void mm_then(const struct mm *m, int64_t r0, int64_t r1, int64_t t0, int64_t t1,
 /* Jobs whose weights are all of this path; all of it. */
 void mm_int8(const struct mm *m);
 void mm_bf16(const struct mm *m);
+/* f32 of many tokens, x normed, sums cut into blocks of bk columns. False: nothing done, other ways are better. */
+bool mm_gemm(const struct mm *m, int64_t bk);
 
 void cpu_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok);
 void cpu_norm_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, const float *norm, double eps,

@@ -4,12 +4,14 @@
 #include "backend/cpu/k_dequant.h"
 #include "backend/cpu/k_dot.h"
 #include "backend/cpu/k_elementwise.h"
+#include "backend/cpu/k_gemm.h"
 #include "backend/cpu/k_logits.h"
 
 const struct kernels KERNEL(kernels) = {
     .dot_rows = ROWS,
     .dot = dot_f32,
     .dot_stream = {stream_f32, stream_f16, stream_bf16},
+    GEMM
     .dequant = dequant_row,
     .rmsnorm = rmsnorm_row,
     .rope = rope_row,

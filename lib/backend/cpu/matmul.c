@@ -1,7 +1,7 @@
 /* y = x·Wᵀ in f32. Rows of W come in tiles that fit the second-level cache as floats; a tile's columns come in blocks
  * for which DOT_TOKENS rows of x fit the first-level cache; registers hold dot_rows × DOT_TOKENS sums. The blocks
  * depend on n_in alone, and a sum is formed in the same order wherever its row and token fall: results depend neither
- * on the number of threads nor on n_tok. Sizes suit 32 KiB + 1 MiB caches (Zen 4) and are no worry elsewhere. */
+ * on the number of threads nor on n_tok. matmul_gemm.c forms the same sums for many tokens. Sizes suit 32 KiB + 1 MiB caches (Zen 4) and are no worry elsewhere. */
 #include "backend/cpu/cpu.h"
 
 #include <assert.h>
@@ -184,6 +184,7 @@ static void mm_f32(const struct mm *of)
             par_for(cut.parts, 1, slices, &cut);
         return;
     }
+    if (mm_gemm(&mm, block_columns(mm.n_in))) return;
     /* as large as the cache holds, but at least four tiles a thread */
     cut.tile = TILE_FLOATS / block_columns(mm.n_in);
     if (cut.tile > n_rows / (4 * par_threads())) cut.tile = n_rows / (4 * par_threads());
