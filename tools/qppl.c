@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RESULTS_VERSION 1
+#define RESULTS_VERSION 2
 
 static struct {
     const char *text, *text_form, *protocol, *nll, *ref, *ref_compute, *ref_cache, *leak, *also;

@@ -78,15 +78,22 @@ INLINE void few_rows(const struct panels *w, int64_t panel, const struct acts *x
     const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)w->table));
     const int bias = zeros ? 0 : kind == PANEL_4 ? 8 : 128, n_lines = kind == PANEL_8 ? 8 : 4;
     for (size_t i = 0; i < w->codes_at; i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T0);
-    __m512 sum[4], s = _mm512_setzero_ps();
+    __m512 sum[4], part[4], s = _mm512_setzero_ps(); /* part: of the weight group, not yet scaled */
     __m512i z = _mm512_setzero_si512();
 #pragma GCC unroll 4
-    for (int t = 0; t < nt; t++) sum[t] = _mm512_setzero_ps();
+    for (int t = 0; t < nt; t++) sum[t] = part[t] = _mm512_setzero_ps();
     for (int64_t a = 0, g = -1, next = 0; a < w->n_act; a++, line += n_lines * 64) {
         if (a == next) { /* a new scale group */
             g++;
             next += w->group / ACT_GROUP;
-            if (!one_scale) s = scales(w, p, g);
+            if (!one_scale) {
+#pragma GCC unroll 4
+                for (int t = 0; t < nt; t++) {
+                    sum[t] = _mm512_fmadd_ps(part[t], s, sum[t]);
+                    part[t] = _mm512_setzero_ps();
+                }
+                s = scales(w, p, g);
+            }
             if (zeros) z = _mm512_cvtepu8_epi32(zeros_of(w, p, g));
         }
         __m512i d[4][2];
@@ -117,12 +124,14 @@ INLINE void few_rows(const struct panels *w, int64_t panel, const struct acts *x
         for (int t = 0; t < nt; t++) {
             __m512 sx = _mm512_set1_ps(x->scale[(t0 + t) * x->n_act + a]);
             __m512 f = _mm512_cvtepi32_ps(_mm512_add_epi32(d[t][0], d[t][1]));
-            sum[t] = _mm512_fmadd_ps(f, one_scale ? sx : _mm512_mul_ps(s, sx), sum[t]);
+            part[t] = _mm512_fmadd_ps(f, sx, part[t]);
         }
     }
     if (one_scale) s = scales(w, p, 0);
 #pragma GCC unroll 4
-    for (int t = 0; t < nt; t++) _mm512_storeu_ps(y + t * PANEL_ROWS, one_scale ? _mm512_mul_ps(sum[t], s) : sum[t]);
+    for (int t = 0; t < nt; t++)
+        _mm512_storeu_ps(y + t * PANEL_ROWS,
+                         one_scale ? _mm512_mul_ps(part[t], s) : _mm512_fmadd_ps(part[t], s, sum[t]));
 }
 
 #define FEW(nt)                                                                                             \
@@ -151,7 +160,7 @@ static void few(const struct panels *w, int64_t panel, const struct acts *x, int
     }
 }
 
-enum { BLOCK = 4, TOKENS = 6 };
+enum { BLOCK = 4, TOKENS = 6, HALF = 3, TURN = 8 };
 
 /* u: (n_act·8, BLOCK, 64): quad, panel, row and column of the quad. With zero points the codes become u − zero + 16. */
 static void unpack(const struct panels *w, int64_t p0, uint8_t *u, float *s)
@@ -198,11 +207,13 @@ static void unpack(const struct panels *w, int64_t p0, uint8_t *u, float *s)
     }
 }
 
-/* One activation group of TOKENS × BLOCK panels, written out as one statement: whatever GCC 12 makes of intrinsics here
- * moves the 24 sums about (a third of the speed, measured).
- *   zmm0 … 3 weights of a quad, zmm4 and 5 broadcasts, zmm(8 + 4t + b) sums of token t and panel b
- *   u: (8, BLOCK, 64); q0, q3: token 0 and 3, ld bytes between tokens; start: TOKENS first values of the sums;
- *   s: (BLOCK, 16) scales; sx: activation scale of token 0, ls floats apart; y: (TOKENS, BLOCK, 16), added to */
+/* n ≥ 1 activation groups of HALF tokens × BLOCK panels, written out as one statement: whatever GCC 12 makes of
+ * intrinsics here moves the sums about (a third of the speed, measured). Both the integer sums of a group and the float
+ * sums of them all stay in registers: storing the latter after each group costs a sixth of the time.
+ *   zmm0 … 3 weights of a quad, zmm4 and 5 broadcasts, zmm(8 + 4t + b) integer and zmm(20 + 4t + b) float sums of token t
+ *   and panel b
+ *   u: (n·8, BLOCK, 64); q: token 0, ld bytes between tokens; neg, sx: −Σq and scale of token 0, ls bytes between tokens;
+ *   s: (BLOCK, 16) scales; y: (HALF, BLOCK, 16) */
 #define DOT4(from, r0, r1, r2, r3)                                                                          \
     "vpbroadcastd " from ", %%zmm4\n\t"                                                                     \
     "vpdpbusd %%zmm4, %%zmm0, %%zmm" #r0 "\n\tvpdpbusd %%zmm4, %%zmm1, %%zmm" #r1 "\n\t"                   \
@@ -210,64 +221,74 @@ static void unpack(const struct panels *w, int64_t p0, uint8_t *u, float *s)
 #define QUAD(i)                                                                                             \
     "vmovdqa64 256*" #i "(%[u]), %%zmm0\n\tvmovdqa64 256*" #i "+64(%[u]), %%zmm1\n\t"                      \
     "vmovdqa64 256*" #i "+128(%[u]), %%zmm2\n\tvmovdqa64 256*" #i "+192(%[u]), %%zmm3\n\t"                 \
-    DOT4("4*" #i "(%[q0])", 8, 9, 10, 11) DOT4("4*" #i "(%[q0],%[ld])", 12, 13, 14, 15)                     \
-    DOT4("4*" #i "(%[q0],%[ld],2)", 16, 17, 18, 19) DOT4("4*" #i "(%[q3])", 20, 21, 22, 23)                 \
-    DOT4("4*" #i "(%[q3],%[ld])", 24, 25, 26, 27) DOT4("4*" #i "(%[q3],%[ld],2)", 28, 29, 30, 31)
-#define START(t, r0, r1, r2, r3)                                                                            \
-    "vpbroadcastd 4*" #t "(%[start]), %%zmm" #r0 "\n\tvmovdqa64 %%zmm" #r0 ", %%zmm" #r1 "\n\t"            \
-    "vmovdqa64 %%zmm" #r0 ", %%zmm" #r2 "\n\tvmovdqa64 %%zmm" #r0 ", %%zmm" #r3 "\n\t"
-#define SCALED(t, b, r)                                                                                     \
-    "vmulps 64*" #b "(%[s]), %%zmm4, %%zmm5\n\tvcvtdq2ps %%zmm" #r ", %%zmm" #r "\n\t"                     \
-    "vfmadd213ps 256*" #t "+64*" #b "(%[y]), %%zmm5, %%zmm" #r "\n\t"                                      \
-    "vmovaps %%zmm" #r ", 256*" #t "+64*" #b "(%[y])\n\t"
-#define UNSCALED(t, b, r)                                                                                   \
-    "vcvtdq2ps %%zmm" #r ", %%zmm" #r "\n\t"                                                               \
-    "vfmadd213ps 256*" #t "+64*" #b "(%[y]), %%zmm4, %%zmm" #r "\n\t"                                      \
-    "vmovaps %%zmm" #r ", 256*" #t "+64*" #b "(%[y])\n\t"
-#define ADD4(how, t, from, r0, r1, r2, r3)                                                                  \
-    "vbroadcastss " from ", %%zmm4\n\t" how(t, 0, r0) how(t, 1, r1) how(t, 2, r2) how(t, 3, r3)
-#define GROUP(how)                                                                                          \
+    DOT4("4*" #i "(%[q])", 8, 9, 10, 11) DOT4("4*" #i "(%[q],%[ld])", 12, 13, 14, 15)                       \
+    DOT4("4*" #i "(%[q],%[ld],2)", 16, 17, 18, 19)
+#define START(from, r0, r1, r2, r3)                                                                         \
+    "movl " from ", %k[v]\n\timull %[bias], %k[v]\n\tvpbroadcastd %k[v], %%zmm" #r0 "\n\t"                 \
+    "vmovdqa64 %%zmm" #r0 ", %%zmm" #r1 "\n\tvmovdqa64 %%zmm" #r0 ", %%zmm" #r2 "\n\t"                     \
+    "vmovdqa64 %%zmm" #r0 ", %%zmm" #r3 "\n\t"
+#define ADD(r, f) "vcvtdq2ps %%zmm" #r ", %%zmm" #r "\n\tvfmadd231ps %%zmm" #r ", %%zmm5, %%zmm" #f "\n\t"
+#define ADD4(from, r0, r1, r2, r3, f0, f1, f2, f3)                                                          \
+    "vbroadcastss " from ", %%zmm5\n\t" ADD(r0, f0) ADD(r1, f1) ADD(r2, f2) ADD(r3, f3)
+#define Y4(how, t, f0, f1, f2, f3) how(t, 0, f0) how(t, 1, f1) how(t, 2, f2) how(t, 3, f3)
+#define ALL_Y(how) Y4(how, 0, 20, 21, 22, 23) Y4(how, 1, 24, 25, 26, 27) Y4(how, 2, 28, 29, 30, 31)
+#define ZERO(t, b, f) "vpxord %%xmm" #f ", %%xmm" #f ", %%xmm" #f "\n\t"
+#define LOAD(t, b, f) "vmovaps 256*" #t "+64*" #b "(%[y]), %%zmm" #f "\n\t"
+#define STORE(t, b, f) "vmovaps %%zmm" #f ", 256*" #t "+64*" #b "(%[y])\n\t"
+#define STORE_SCALED(t, b, f)                                                                               \
+    "vfmadd213ps 256*" #t "+64*" #b "(%[y]), %%zmm" #b ", %%zmm" #f "\n\t" STORE(t, b, f)
+#define SCALES                                                                                              \
+    "vmovups (%[s]), %%zmm0\n\tvmovups 64(%[s]), %%zmm1\n\tvmovups 128(%[s]), %%zmm2\n\tvmovups 192(%[s]), %%zmm3\n\t"
+#define GROUPS(first, last)                                                                                 \
     __asm__ volatile(                                                                                       \
-        START(0, 8, 9, 10, 11) START(1, 12, 13, 14, 15) START(2, 16, 17, 18, 19) START(3, 20, 21, 22, 23)   \
-        START(4, 24, 25, 26, 27) START(5, 28, 29, 30, 31)                                                   \
+        first                                                                                               \
+        ".p2align 5\n1:\n\t"                                                                                \
+        START("(%[neg])", 8, 9, 10, 11) START("(%[neg],%[ls])", 12, 13, 14, 15)                             \
+        START("(%[neg],%[ls],2)", 16, 17, 18, 19)                                                           \
         QUAD(0) QUAD(1) QUAD(2) QUAD(3) QUAD(4) QUAD(5) QUAD(6) QUAD(7)                                     \
-        ADD4(how, 0, "(%[sx])", 8, 9, 10, 11) ADD4(how, 1, "(%[sx],%[ls],4)", 12, 13, 14, 15)               \
-        ADD4(how, 2, "(%[sx],%[ls],8)", 16, 17, 18, 19) ADD4(how, 3, "(%[sx3])", 20, 21, 22, 23)            \
-        ADD4(how, 4, "(%[sx3],%[ls],4)", 24, 25, 26, 27) ADD4(how, 5, "(%[sx3],%[ls],8)", 28, 29, 30, 31)   \
-        :                                                                                                   \
-        : [u] "r"(u), [q0] "r"(q), [q3] "r"(q + 3 * ld), [ld] "r"(ld), [start] "r"(start), [s] "r"(s),      \
-          [sx] "r"(sx), [sx3] "r"(sx + 3 * x->n_act), [ls] "r"(x->n_act), [y] "r"(y)                        \
-        : "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm8", "xmm9", "xmm10", "xmm11",       \
+        ADD4("(%[sx])", 8, 9, 10, 11, 20, 21, 22, 23) ADD4("(%[sx],%[ls])", 12, 13, 14, 15, 24, 25, 26, 27) \
+        ADD4("(%[sx],%[ls],2)", 16, 17, 18, 19, 28, 29, 30, 31)                                             \
+        "addq $2048, %[u]\n\taddq $32, %[q]\n\taddq $4, %[neg]\n\taddq $4, %[sx]\n\tdecq %[n]\n\tjnz 1b\n\t" \
+        last                                                                                                \
+        : [u] "+r"(u), [q] "+r"(q), [neg] "+r"(neg), [sx] "+r"(sx), [n] "+r"(n), [v] "=&r"(v)               \
+        : [ld] "r"(ld), [ls] "r"(ls), [bias] "r"(bias), [s] "r"(s), [y] "r"(y)                              \
+        : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm8", "xmm9", "xmm10", "xmm11", \
           "xmm12", "xmm13", "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21",         \
           "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31")
 
-/* Always computes TOKENS tokens: rows of x behind the last are there (acts) and their results are dropped. */
+/* y += what groups a … a+n−1 give for HALF tokens from t0 on; of one weight group, whose scales s are applied at its end,
+ * or not at all. */
+static void groups(const struct panels *w, const uint8_t *u, const float *s, const struct acts *x, int64_t t0, int64_t a,
+                   int64_t n, float *y)
+{
+    const int32_t bias = panel_bias(w);
+    const int64_t ld = x->n_act * ACT_GROUP, ls = x->n_act * (int64_t)sizeof(float);
+    const int8_t *q = x->q + t0 * ld + a * ACT_GROUP;
+    const float *sx = x->scale + t0 * x->n_act + a;
+    const int32_t *neg = x->neg + t0 * x->n_act + a;
+    int64_t v;
+    if (w->one_scale)
+        GROUPS(ALL_Y(LOAD), ALL_Y(STORE));
+    else
+        GROUPS(ALL_Y(ZERO), SCALES ALL_Y(STORE_SCALED));
+}
+
+/* Always computes TOKENS tokens: rows of x behind the last are there (acts) and their results are dropped. Tokens take
+ * turns after a weight group, or a part of it where sums just go on, so that the weights come from the first-level cache
+ * for the second turn. */
 static void many(const struct panels *w, const uint8_t *u, const float *s, const struct acts *x, int64_t t0, int n_tok,
                  float *y)
 {
     (void)n_tok;
-    const int32_t bias = panel_bias(w);
-    const int64_t per = w->group / ACT_GROUP, ld = x->n_act * ACT_GROUP;
+    const int64_t per = w->one_scale ? TURN : w->group / ACT_GROUP;
     memset(y, 0, TOKENS * BLOCK * PANEL_ROWS * sizeof *y);
-    const int8_t *q = x->q + t0 * ld;
-    const float *sx = x->scale + t0 * x->n_act;
-    const int32_t *neg = x->neg + t0 * x->n_act;
-    int64_t left = per;
-    for (int64_t a = 0; a < w->n_act; a++, u += 8 * BLOCK * 64, q += ACT_GROUP, sx++, neg++) {
-        int32_t start[TOKENS];
-        for (int t = 0; t < TOKENS; t++) start[t] = bias * neg[t * x->n_act];
-        if (w->one_scale)
-            GROUP(UNSCALED);
-        else
-            GROUP(SCALED);
-        if (--left == 0) {
-            left = per;
-            s += BLOCK * PANEL_ROWS;
-        }
+    for (int64_t a = 0; a < w->n_act; a += per) {
+        int64_t n = w->n_act - a < per ? w->n_act - a : per;
+        for (int t = 0; t < TOKENS; t += HALF)
+            groups(w, u + a * 8 * BLOCK * 64, s, x, t0 + t, a, n, y + t * BLOCK * PANEL_ROWS);
+        if (!w->one_scale) s += BLOCK * PANEL_ROWS;
     }
-    if (!w->one_scale) return;
-    s = s - (left == per ? BLOCK * PANEL_ROWS : 0);
-    for (int i = 0; i < TOKENS * BLOCK; i++)
+    for (int i = 0; w->one_scale && i < TOKENS * BLOCK; i++)
         _mm512_store_ps(y + i * 16, _mm512_mul_ps(_mm512_load_ps(y + i * 16), _mm512_loadu_ps(s + i % BLOCK * 16)));
 }
 

@@ -6,7 +6,8 @@
  *   PANEL_4T   table[u]                       16 signed 8-bit values (code books)
  *   PANEL_8    u − 128                        0 ≤ u ≤ 255
  * and y[row] = Σ over activation groups a of (Σ_{k in a} integer·q[k]) · (scale[row][group of a] · s[a]).
- * The inner sum is an exact integer in every implementation.
+ * The inner sum is an exact integer in every implementation; where a weight's scale is applied, to each activation group's
+ * sum or to a weight group's, is the implementation's own.
  *
  * A panel is 16 rows: scales (n_groups, 16) of scale_dtype, for PANEL_4 with zero points u8 (n_groups, 16), and from the
  * next multiple of 64 bytes on the codes of every activation group (32 columns, zero-filled behind the last), so that a
