@@ -1,4 +1,5 @@
-# What decoding a token costs, with the straight line through it. data, out, what and cpu come from tests/bench/peers.
+# What decoding a token costs, with the straight line through it: data, out, what, cpu, and the line's a, b and r2, come
+# from tests/bench/peers.
 set terminal svg size 850,520 font 'Arial,14' background rgb '#ffffff' noenhanced
 set output out
 set encoding utf8
@@ -7,20 +8,17 @@ set tics nomirror out scale 0.6
 set grid lc rgb '#e4e4e4' lt 1
 set key top left Left reverse
 set tmargin at screen 0.85
-stats data using 1:2 nooutput # least squares
-a = STATS_intercept
-b = STATS_slope
 f(x) = a + b * x
 if (what eq 'size') {
     set xrange [0:*]
     set title sprintf("Decode time of a token against the bytes it reads\n%s; int4-g128 with int4 head, random weights of published shapes", cpu)
     set xlabel 'GB read a token'
-    line = sprintf('%.2f ms + %.1f ms a GB (%.1f GB/s)', a, b, 1e3 / b)
+    line = sprintf('%.2f ms + %.1f ms a GB (%.1f GB/s), R² %.4f', a, b, 1e3 / b, r2)
 } else {
     set xrange [0:*]
     set title sprintf("Decode time of a token against the tokens in the cache\n%s; shape of the default model, int4-g64 with int8 head, f16 cache", cpu)
-    set xlabel 'depth'
-    line = sprintf('%.2f ms + %.2f ms a thousand tokens', a, 1e3 * b)
+    set xlabel 'depth (tokens in the cache)'
+    line = sprintf('%.2f ms + %.2f ms a thousand tokens, R² %.4f', a, 1e3 * b, r2)
 }
 set yrange [0:*]
 set ylabel 'ms a token (median; bars: least and most)'

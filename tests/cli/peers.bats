@@ -50,6 +50,8 @@ line() { # line ROW {members}
     line ppl-f16 '{"qlab":{"value":10,"ppl":20},"lc F16":{"value":12,"ppl":20.1}}'
     line big-quant '{"qlab":{"value":10},"lc Q4_0":{"value":40}}'
     line big-decode '{"qlab":{"value":20,"bandwidth":4e10,"fraction":0.85,"rss_over":120e6},"lc-clang Q4_0":{"value":20}}'
+    line nf4 '{"qlab":{"value":95},"qlab int4":{"value":100}}'
+    line strided128 '{"qlab":{"value":50},"qlab int4-g128":{"value":100}}'
     line big-decode.scout '{"x":{"value":1}}'
     line size-small '{"qlab":{"value":100,"bytes":1e8,"bandwidth":4e10}}'
     line size-large '{"qlab":{"value":10,"bytes":1e9,"bandwidth":4e10}}'
@@ -61,14 +63,46 @@ line() { # line ROW {members}
     fig big-quant '.ratio.median == 0.25 and .reached == "goal"'
     fig big-decode '.ratio.median == 1 and .reached == "below"'
     fig big-fraction '.value.median == 0.85 and .reached == "floor"'
+    fig nf4 '.reached == "goal"'
+    fig strided128 '.ratio.median == 0.5 and .reached == "shown"'
     fig big-rss '.value.median == 120 and .reached == "below"'
     grep -q '| default model, int4-g64 + int8 head: decode 64 tokens, depth 0 | 200 t/s | llama.cpp Q4_0 100 | \*\*2\*\* (2 – 2) | 40 |' "$d/r.md"
     grep -q 'llama.cpp (clang) Q4_0 20' "$d/r.md"
+    # groups in the rows' order
+    [ "$(grep -o '^| \*\*[^*]*' "$d/r.md" | cut -c 5- | paste -sd,)" = "Default model,Beside ourselves,Whole runs, default model,3B shape, random weights" ] || { cat "$d/r.md"; false; }
+    # both lines are exact
+    [[ "$output" == *$'size\t'*" ms + 100 ms a GB, R² 1, "* ]]
+    [[ "$output" == *$'depth\t3 ms + 0.977 ms a thousand tokens, R² 1, '* ]]
     [[ "$output" == *"big-decode"*"floor 1.05 goal 1.3"*"below"* ]]
     # 1e8 bytes in 10 ms and 1e9 in 100 ms: 10 ms and nothing beside
     grep -q '100.0 ms a GB (10.0 GB/s)' "$d/plots/peers-size.svg"
     grep -q '>large<' "$d/plots/peers-size.svg"
     grep -q 'ms a thousand tokens' "$d/plots/peers-depth.svg"
+}
+
+@test "the fit: a line, its R² and the point farthest off, worked out by hand" {
+    fit() { jq -nc -L tests/bench "include \"peers\"; $1 | fit"; }
+    [ "$(fit '[[0,1],[1,1],[2,4]]')" = '{"intercept":0.5,"slope":1.5,"r2":0.75,"worst":{"x":0,"off":1}}' ]
+    [ "$(fit '[[0,1]]')" = null ]
+    [ "$(fit '[[1,1],[1,2]]')" = null ]
+}
+
+@test "--prepare makes the models of the rows, once, and measures nothing" {
+    mkdir -p "$d/lcp"
+    for b in lc lc-clang lc-avx2; do
+        mkdir -p "$d/$b/bin"
+        printf '#!/bin/sh\nexit 9\n' >"$d/$b/bin/llama-bench" # would end a measurement
+        chmod +x "$d/$b/bin/llama-bench"
+    done
+    "${B:-build}/tests/mkmodel" -q llama-tied "$BATS_TEST_TMPDIR/tiny" --dtype f16
+    for pass in first second; do
+        run -0 --separate-stderr "$peers" --dir "$d" --model "$BATS_TEST_TMPDIR/tiny" --prepare --only nf4,strided128
+        [ -z "$output" ]
+        [ -e "$d/m/small-nf4/model.safetensors" ] && [ -e "$d/m/small-int4/config.json" ] && [ -e "$d/m/small-strided128/config.json" ]
+        if [ $pass = first ]; then [[ "$stderr" == *"making small-nf4"* ]]; else [ -z "$stderr" ] || { echo "$stderr"; false; }; fi
+    done
+    [ -z "$(find "$d/rows" "$d/scouts" -type f)" ]
+    [ ! -e "$d/peers.md" ]
 }
 
 @test "without rounds there is a report of nothing, with or without git" {
