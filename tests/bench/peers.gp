@@ -12,6 +12,7 @@ f(x) = a + b * x
 if (what eq 'size') {
     set xrange [0:*]
     set title sprintf("Decode time of a token against the bytes it reads\n%s; int4-g128 with int4 head, random weights of published shapes", cpu)
+    set offsets 0, graph 0.14, 0, 0 # room for the last name
     set xlabel 'GB read a token'
     line = sprintf('%.2f ms + %.1f ms a GB (%.1f GB/s), R² %.4f', a, b, 1e3 / b, r2)
 } else {
