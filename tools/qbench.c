@@ -48,7 +48,7 @@ static struct tool tool = {
         "\n"
         "  qbench out/m/int4-g64/model | jq .results.decode_tps.p50\n"
         "  qbench MODEL --depth 0,1024,4096 | jq -c '.results.runs[] | [.depth, .ttft_ms.p50, .decode_tps.p50]'\n",
-    .results_version = 2,
+    .results_version = 3,
     .compute_dflt = "auto",
     .opts = opts,
 };

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RESULTS_VERSION 2
+#define RESULTS_VERSION 3
 
 static struct {
     const char *format, *method, *text, *text_form, *mode, *per, *preset, *samples, *partial;

@@ -215,12 +215,20 @@ static void one_extreme(const struct format *f, enum compute c, struct shape s, 
     float *x = guard_new(s.n_tok * s.n_in), *bias = mem_new((size_t)s.n_out, 4);
     extreme_activations(x, s.n_tok * s.n_in, kind, rng);
     struct qweight exact = b.w; /* integers times scales, without rounding the product to 16 bits */
-    bool ints = (c == COMPUTE_INT8 || c == COMPUTE_INT8X2) && panels_plan(&plan, &b.w);
-    if (ints) exact.out_dtype = DT_F32;
+    bool ints = (c == COMPUTE_INT8 || c == COMPUTE_INT8X2) && panels_plan(&plan, &b.w, c == COMPUTE_INT8X2);
+    if (ints && !plan.recoded) exact.out_dtype = DT_F32;
     struct expected e = expect(&exact, x, bias, s.n_tok, c == COMPUTE_BF16 && f->kind == CODE_FLOAT);
     double rel = (double)(s.n_in + 8) * 0x1p-23, abs = 1e-36;
     /* integers for a book's values are off by half a step of their largest, and those of what is left by as much of that */
     if (ints && f->kind == CODE_BOOK) abs += (double)s.n_in * 1.5 * scale * (c == COMPUTE_INT8 ? 0x1p-7 : 0x1p-14);
+    /* recoded weights by half a step of their largest in 32 columns */
+    float most = 0, *row = mem_array((size_t)s.n_in, sizeof *row);
+    for (int64_t r = 0; r < s.n_out; r++) {
+        qweight_rows_f32(&b.w, r, 1, row);
+        for (int64_t k = 0; k < s.n_in; k++) most = fmaxf(most, fabsf(row[k]));
+    }
+    free(row);
+    if (ints && plan.recoded) abs += (double)s.n_in * 1.5 * (most * (c == COMPUTE_INT8 ? 1. / 254 : 1. / 64516) + 0x1p-26);
     snprintf(label, sizeof label, "%s, codes %02x, zeros %02x, scale %g, activations %d", f->name, codes, zeros, scale, kind);
     one(c, &b.w, x, bias, s.n_tok, &e, rel, abs, label);
     guard_check(x, s.n_tok * s.n_in, "x");

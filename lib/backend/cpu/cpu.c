@@ -80,9 +80,9 @@ static void cpu_sync(struct backend *be) { (void)be; }
 static size_t repacked(const struct backend *be, struct cpu_weight *w, const struct qweight *src)
 {
     const struct cpu_ctx *c = be->ctx;
-    if (c->passes > 0 && panels_plan(&w->panels, src)) {
+    if (c->passes > 0 && panels_plan(&w->panels, src, c->passes > 1)) {
         w->path = PATH_PANELS;
-        return (size_t)w->panels.n_panels * w->panels.panel_bytes;
+        return panels_bytes(&w->panels);
     }
     if (be->compute == COMPUTE_BF16 && bf16_plan(&w->bf16, src)) {
         w->path = PATH_BF16;

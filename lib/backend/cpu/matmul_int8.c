@@ -4,7 +4,8 @@
  * In two passes (int8x2) a token has two quantized rows, one after the other: x ≈ s1·q1 + s2·q2, where the second row
  * quantizes what the first left, x − s1·q1. The kernels multiply both like rows of two tokens, and the results are added:
  * an error of max|x|/64516 at most instead of max|x|/254, for twice the products. Weights by a table (code books) then
- * take a second table too, for what the integers of the first leave of the book's values. */
+ * take a second table too, for what the integers of the first leave of the book's values; recoded weights a second set of
+ * panels. */
 #include "backend/cpu/cpu.h"
 
 #include <string.h>
@@ -57,8 +58,8 @@ static void quantize_rows(void *ctx, int64_t begin, int64_t end, int thread)
     }
 }
 
-/* A tile of results (n_rows of x, width) to rows r0 … of the output: the passes' sum, with the bias; by the table of the
- * rest (second) it is added to what is there. */
+/* A tile of results (n_rows of x, width) to rows r0 … of the output: the passes' sum, with the bias; by the weights' rest
+ * (second) it is added to what is there. */
 static void store(const struct mm8 *m, const struct matmul *job, const float *y, int64_t width, int64_t r0, int64_t x0,
                   int64_t n_rows, bool second)
 {
@@ -76,7 +77,7 @@ static void store(const struct mm8 *m, const struct matmul *job, const float *y,
     }
 }
 
-static bool two_tables(const struct mm8 *m, const struct panels *w) { return m->passes > 1 && w->kind == PANEL_4T; }
+static bool two_products(const struct mm8 *m, const struct panels *w) { return m->passes > 1 && panels_have_rest(w); }
 
 /* Panel p of one job, all tokens, straight from the codes. */
 static void stream_panel(const struct mm8 *m, const struct matmul *job, const struct panels *w, int64_t p, bool second)
@@ -94,7 +95,7 @@ static void stream(const struct mm8 *m, const struct matmul *job, int64_t p, int
     const struct panels *w = panels_of(job), rest = panels_rest(w);
     for (; p < end; p++) {
         stream_panel(m, job, w, p, false);
-        if (two_tables(m, w)) stream_panel(m, job, &rest, p, true);
+        if (two_products(m, w)) stream_panel(m, job, &rest, p, true);
     }
 }
 
@@ -128,7 +129,7 @@ static void block(const struct mm8 *m, const struct matmul *job, int64_t b, int6
     uint8_t *u = buf_get(&c->buf[thread], codes + (scales + 8 * (size_t)width) * sizeof(float));
     float *s = (float *)(void *)(u + codes), *y = s + scales;
     const struct panels rest = panels_rest(w);
-    for (int second = 0, n_tables = 1 + two_tables(m, w); second < n_tables; second++) {
+    for (int second = 0, products = 1 + two_products(m, w); second < products; second++) {
         if (second) w = &rest;
         k->unpack(w, b * k->block, u, s);
         for (int64_t t = t0; t < t1; t += k->tokens) {

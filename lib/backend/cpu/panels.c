@@ -2,9 +2,12 @@
 
 #include "backend/nibbles.h"
 #include "base/half.h"
+#include "base/mem.h"
 #include "base/par.h"
+#include "base/wide.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 float panels_book_table(const float *book, uint8_t table[16])
@@ -41,24 +44,28 @@ float panels_book_rest(const float *book, const uint8_t table[16], float factor,
     return factor != 0 ? max / 127 / factor : 0;
 }
 
+bool panels_have_rest(const struct panels *p) { return p->kind == PANEL_4T || p->rest; }
+
 struct panels panels_rest(const struct panels *p)
 {
     struct panels r = *p;
     memcpy(r.table, p->rest_table, sizeof r.table);
+    if (p->rest) r.data += (size_t)p->n_panels * p->panel_bytes;
     return r;
 }
 
-bool panels_plan(struct panels *p, const struct qweight *w)
+size_t panels_bytes(const struct panels *p) { return (size_t)p->n_panels * p->panel_bytes * (p->rest ? 2 : 1); }
+
+bool panels_plan(struct panels *p, const struct qweight *w, bool two)
 {
     int64_t g = w->fmt.group, n_in = w->n_in;
+    bool whole = g == 0 || g >= n_in;
     *p = (struct panels){.n_out = w->n_out, .n_in = n_in, .scale_dtype = w->scale_dtype};
-    if (w->fmt.kind == CODE_INT && (w->fmt.bits == 4 || (w->fmt.bits == 8 && !w->zero))) {
+    if (w->fmt.kind == CODE_FLOAT) return false;
+    if (w->fmt.kind == CODE_INT && (w->fmt.bits == 4 || !w->zero) && (whole || g % ACT_GROUP == 0)) {
         p->kind = w->fmt.bits == 4 ? PANEL_4 : PANEL_8;
         p->zeros = w->zero != NULL;
-        if (g == 0 || g >= n_in)
-            g = n_in;
-        else if (g % ACT_GROUP)
-            return false;
+        if (whole) g = n_in;
     } else if (w->fmt.kind == CODE_BOOK && n_in % ACT_GROUP == 0 && g % ACT_GROUP == 0) {
         p->kind = PANEL_4T;
         p->scale_dtype = DT_F32;
@@ -66,7 +73,12 @@ bool panels_plan(struct panels *p, const struct qweight *w)
         p->rest_factor = panels_book_rest(w->book, p->table, p->factor, p->rest_table);
         if (n_in % g) g = ACT_GROUP; /* blocks cross rows: a scale for every activation group */
     } else {
-        return false;
+        p->kind = PANEL_8;
+        p->recoded = true;
+        p->rest = two;
+        p->rest_factor = 1.0f / 254;
+        p->scale_dtype = w->out_dtype == DT_F16 ? DT_F16 : DT_F32;
+        g = ACT_GROUP;
     }
     p->n_panels = (w->n_out + PANEL_ROWS - 1) / PANEL_ROWS;
     p->n_act = (n_in + ACT_GROUP - 1) / ACT_GROUP;
@@ -120,6 +132,68 @@ static void pack_scales(const struct panels *p, const struct qweight *w, int64_t
     }
 }
 
+/* A scale for n values: at least max|w|/127. In f16 it is no smaller than the steps of f16 values themselves. */
+static float scale_for(const float *w, int64_t n, enum dtype dtype, void *stored)
+{
+    uint32_t top = 0; /* magnitudes in the order of their bits: NaN is the largest */
+    for (int64_t k = 0; k < n; k++) {
+        uint32_t m = f32_bits(w[k]) & 0x7fffffff;
+        top = m > top ? m : top;
+    }
+    float max = f32_from_bits(top), s = max / 127;
+    if (!isfinite(max)) s = NAN;
+    if (dtype == DT_F16) {
+        uint16_t h = f32_to_f16(s);
+        if (f16_to_f32(h) * 127 < max) h++;
+        memcpy(stored, &h, sizeof h);
+        return f16_to_f32(h);
+    }
+    if (s * 127 < max) s = nextafterf(s, INFINITY);
+    memcpy(stored, &s, sizeof s);
+    return s;
+}
+
+/* w as u = 128 + w/s rounded; what that leaves replaces it. */
+WIDE static void recode(float *w, int64_t n, float s, uint8_t *u)
+{
+    if (!(s > 0)) { /* nothing there, or NaN, which the scale hands on */
+        memset(w, 0, (size_t)n * sizeof *w);
+        memset(u, 128, (size_t)n);
+        return;
+    }
+    for (int64_t k = 0; k < n; k++) {
+        float q = rintf(w[k] / s);
+        q = q > 127 ? 127 : q < -127 ? -127 : q;
+        w[k] -= s * q;
+        u[k] = (uint8_t)(128 + (int)q);
+    }
+}
+
+/* Row r of w in integers. row: scratch for n_act·ACT_GROUP floats, u: for as many bytes. */
+static void pack_recoded(const struct panels *p, const struct qweight *w, int64_t r, int in_panel, uint8_t *panel,
+                         float *row, uint8_t *u)
+{
+    size_t size = p->scale_dtype == DT_F16 ? 2 : 4, second = (size_t)p->n_panels * p->panel_bytes;
+    int64_t n = p->n_act * ACT_GROUP;
+    qweight_rows_f32(w, r, 1, row);
+    memset(row + p->n_in, 0, (size_t)(n - p->n_in) * sizeof *row);
+    for (int pass = 0; pass <= p->rest; pass++) {
+        for (int64_t a = 0; a < p->n_act; a++) {
+            uint8_t *at = panel + (size_t)(a * PANEL_ROWS + in_panel) * size;
+            float s;
+            if (pass == 0) {
+                s = scale_for(row + a * ACT_GROUP, ACT_GROUP, p->scale_dtype, at);
+            } else {
+                memcpy(at + second, at, size);
+                s = p->scale_dtype == DT_F16 ? f16_to_f32(*(uint16_t *)(void *)at) : *(float *)(void *)at;
+                s *= p->rest_factor;
+            }
+            recode(row + a * ACT_GROUP, ACT_GROUP, s, u + a * ACT_GROUP);
+        }
+        pack_row(p, u, n, false, panel + (pass ? second : 0) + p->codes_at + 4 * in_panel);
+    }
+}
+
 struct pack_job {
     const struct panels *p;
     const struct qweight *w;
@@ -132,16 +206,25 @@ static void pack_panels(void *ctx, int64_t begin, int64_t end, int thread)
     const struct panels *p = j->p;
     const struct qweight *w = j->w;
     int64_t row_bytes = w->fmt.kind == CODE_BOOK ? p->n_in / 2 : (p->n_in * w->fmt.bits + 31) / 32 * 4;
+    float *values = p->recoded ? mem_array((size_t)(p->n_act * ACT_GROUP), sizeof *values + 1) : NULL;
     for (int64_t i = begin; i < end; i++) {
         uint8_t *panel = p->data + (size_t)i * p->panel_bytes;
-        if (i == p->n_panels - 1) memset(panel, 0, p->panel_bytes);
+        if (i == p->n_panels - 1) {
+            memset(panel, 0, p->panel_bytes);
+            if (p->rest) memset(panel + (size_t)p->n_panels * p->panel_bytes, 0, p->panel_bytes);
+        }
         for (int r = 0; r < PANEL_ROWS && i * PANEL_ROWS + r < p->n_out; r++) {
             int64_t row = i * PANEL_ROWS + r;
+            if (p->recoded) {
+                pack_recoded(p, w, row, r, panel, values, (uint8_t *)(values + p->n_act * ACT_GROUP));
+                continue;
+            }
             pack_row(p, (const uint8_t *)w->codes + row * row_bytes, row_bytes, w->fmt.kind == CODE_BOOK,
                      panel + p->codes_at + 4 * r);
             pack_scales(p, w, row, r, panel);
         }
     }
+    free(values);
 }
 
 void panels_pack(const struct panels *p, const struct qweight *w)

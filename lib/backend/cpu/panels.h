@@ -9,6 +9,11 @@
  * The inner sum is an exact integer in every implementation; where a weight's scale is applied, to each activation group's
  * sum or to a weight group's, is the implementation's own.
  *
+ * Quantized weights that are not integers times one scale for ACT_GROUP columns (the strided format, groups that are no
+ * multiple of ACT_GROUP, int8 with zero points, flat blocks of odd widths) are recoded as PANEL_8: their dequantized
+ * values w as integers q in −127 … 127 with a scale s ≥ max|w|/127 for every ACT_GROUP columns of a row, off by s/2 at
+ * most. For two passes what that leaves, w − s·q, is kept in a second set of panels in steps of s/254.
+ *
  * A panel is 16 rows: scales (n_groups, 16) of scale_dtype, for PANEL_4 with zero points u8 (n_groups, 16), and from the
  * next multiple of 64 bytes on the codes of every activation group (32 columns, zero-filled behind the last), so that a
  * product reads one stream from end to end:
@@ -33,13 +38,15 @@ struct panels {
     int64_t group, n_groups; /* of scales: columns each, a multiple of ACT_GROUP; the last may be short */
     bool one_scale;         /* one group is the whole row: the scale is applied to the finished sum */
     bool zeros;             /* PANEL_4: zero points are stored; else they are all 8 */
+    bool recoded;           /* PANEL_8 of the weights' values */
+    bool rest;              /* recoded: panels of what that leaves follow */
     uint8_t table[16];      /* PANEL_4T: integer + 128; the book's value is about factor · integer */
     float factor;
     uint8_t rest_table[16]; /* PANEL_4T: a table for what the first leaves of the book's values, */
-    float rest_factor;      /* which is about factor · rest_factor · (rest_table − 128) */
+    float rest_factor;      /* which is about factor · rest_factor · (rest_table − 128); recoded: 1/254 */
     enum dtype scale_dtype;
     size_t zeros_at, codes_at, panel_bytes; /* offsets in a panel, its size (a multiple of 64) */
-    uint8_t *data;          /* (n_panels, panel_bytes), 64-byte aligned; owned by whoever allocated it */
+    uint8_t *data;          /* (n_panels, panel_bytes), twice with a rest; 64-byte aligned; its allocator's own */
 };
 
 /* What is subtracted from the codes as the kernels multiply them (unpacked PANEL_4 with zero points: u − zero + 16). */
@@ -52,12 +59,14 @@ float panels_book_table(const float *book, uint8_t table[16]);
 /* The same for what that leaves of the values, by steps of its largest: at most 1/254 of that is lost. Returns a factor to
  * be multiplied by the first one. */
 float panels_book_rest(const float *book, const uint8_t table[16], float factor, uint8_t rest[16]);
-/* p with the rest's table in the place of the first. Results are to be multiplied by rest_factor. */
+/* Whether something is left of the weights that a second product can take, and p with that in the place of the first: its
+ * results are to be multiplied by rest_factor. */
+bool panels_have_rest(const struct panels *p);
 struct panels panels_rest(const struct panels *p);
-/* Fills in everything but data; false if the format has no such form (it is then computed in f32): floats, the strided
- * one, groups that are no multiple of ACT_GROUP, int8 with zero points, odd widths of flat blocks. */
-bool panels_plan(struct panels *p, const struct qweight *w);
-/* Fills p->data, which has n_panels · panel_bytes. Threads. */
+/* Fills in everything but data; false for floats, which are then computed in f32. two: for two passes. */
+bool panels_plan(struct panels *p, const struct qweight *w, bool two);
+size_t panels_bytes(const struct panels *p);
+/* Fills p->data, which has panels_bytes. Threads. */
 void panels_pack(const struct panels *p, const struct qweight *w);
 
 /* n_tok quantized rows. */
