@@ -39,7 +39,9 @@ agrees() {
             {"match":"*.v_proj","format":"int4-g32"}]}' >mix.json
         exported m -r mix.json
         agrees m
-        [ "$(grep -c ' Q4_0$' want)" = 65 ] && [ "$(grep -c ' Q8_0$' want)" = 1 ] && [ "$(grep -c ' Q4_1$' want)" = 11 ]
+        [ "$(grep -c ' Q4_0$' want)" = 65 ]
+        [ "$(grep -c ' Q8_0$' want)" = 1 ]
+        [ "$(grep -c ' Q4_1$' want)" = 11 ]
         exported m -r mix.json --head int8-row # a tied GGUF has no head of its own
         agrees m
         [ "$(grep -cE "(lm_head|embed_tokens).weight Q8_0\$" want)" = 1 ]

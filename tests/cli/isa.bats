@@ -43,7 +43,8 @@ evex() { objdump -d -w "$1" | grep -P '^ *[0-9a-f]+:\t62 ' || true; }
 @test "QLAB_ISA: names that are unknown or not there are refused in one line" {
     "$B/tests/mkmodel" -q llama-tied "$BATS_TEST_TMPDIR/m" --no-tokenizer
     run --separate-stderr env QLAB_ISA=avx3 "$B/bin/qbench" -q "$BATS_TEST_TMPDIR/m" --prompt-tokens 4 --gen 1
-    [ "$status" = 1 ] && [ -z "$output" ]
+    [ "$status" = 1 ]
+    [ -z "$output" ]
     [[ "$stderr" == *"QLAB_ISA=avx3: unknown (plain, avx2, avxvnni, avx512 or auto was expected)"* ]]
     for isa in plain avx2 avxvnni avx512; do
         run --separate-stderr env QLAB_ISA=$isa "$B/bin/qbench" -q "$BATS_TEST_TMPDIR/m" --prompt-tokens 4 --gen 1 \
@@ -51,7 +52,9 @@ evex() { objdump -d -w "$1" | grep -P '^ *[0-9a-f]+:\t62 ' || true; }
         if [ "$status" = 0 ]; then
             [ "$(jq -r .host.isa_used <<<"$output")" = $isa ]
         else
-            [ $isa != plain ] && [ -z "$output" ] && [[ "$stderr" == *"QLAB_ISA=$isa: this processor offers "* ]]
+            [ $isa != plain ]
+            [ -z "$output" ]
+            [[ "$stderr" == *"QLAB_ISA=$isa: this processor offers "* ]]
         fi
     done
 }

@@ -34,7 +34,8 @@ bats_require_minimum_version 1.5.0
 
 @test "the record has the schema's shape, one line, and nothing else is printed" {
     run --separate-stderr bash -c '"$B/bin/qbench" "$@" >"$0"' "$r" "$bare" "${fast[@]}" --depth 0,30
-    [ "$status" = 0 ] && [ -z "$stderr" ]
+    [ "$status" = 0 ]
+    [ -z "$stderr" ]
     [ "$(wc -l <"$r")" = 1 ]
     "$B/tests/schema_check" docs/schema/qbench.json "$r"
 }

@@ -52,7 +52,8 @@ header() {
 @test "the record has the schema's shape and is all that is printed" {
     for m in llama-tied llama-untied-rope3 qwen2-untied mistral qwen3 llama-bias sharded old; do
         run --separate-stderr bash -c '"$B/bin/qload" "$T/$1" --tensors --plan-memory >"$0"' "$r" "$m"
-        [ "$status" = 0 ] && [ -z "$stderr" ]
+        [ "$status" = 0 ]
+        [ -z "$stderr" ]
         [ "$(wc -l <"$r")" = 1 ]
         "$B/tests/schema_check" docs/schema/qload.json "$r"
         holds '.results.weights_bytes == ([.results.tensors[].bytes] | add)'
@@ -166,8 +167,10 @@ header() {
     qload "$T/llama-tied" -o "$out" --dtype f32 --max-shard-bytes 100000
     [ "$(jq -r .dtype "$out/config.json")" = float32 ]
     n=$(ls "$out"/model-*.safetensors | wc -l)
-    [ "$n" -gt 2 ] && [ "$(jq .results.written.n_files "$r")" = "$n" ]
-    [ -f "$out/model-0000$n-of-0000$n.safetensors" ] && [ ! -e "$out/model.safetensors" ]
+    [ "$n" -gt 2 ]
+    [ "$(jq .results.written.n_files "$r")" = "$n" ]
+    [ -f "$out/model-0000$n-of-0000$n.safetensors" ]
+    [ ! -e "$out/model.safetensors" ]
     [ "$(jq .metadata.total_size "$out/model.safetensors.index.json")" = 410880 ]
     qload "$out"
     holds '.results.dtypes == {"F32": 410880} and .results.n_tensors == 20'
@@ -197,7 +200,8 @@ header() {
     mkdir "$BATS_TEST_TMPDIR/mine"
     echo keep >"$BATS_TEST_TMPDIR/mine/file"
     refused 1 "already there with other contents" "$T/llama-tied" -o "$BATS_TEST_TMPDIR/mine"
-    [ "$(ls -A "$BATS_TEST_TMPDIR/mine")" = file ] && [ "$(cat "$BATS_TEST_TMPDIR/mine/file")" = keep ]
+    [ "$(ls -A "$BATS_TEST_TMPDIR/mine")" = file ]
+    [ "$(cat "$BATS_TEST_TMPDIR/mine/file")" = keep ]
     echo x >"$BATS_TEST_TMPDIR/plain"
     refused 1 "exists and is not a folder" "$T/llama-tied" -o "$BATS_TEST_TMPDIR/plain"
     refused 1 "" "$T/llama-tied" -o "$BATS_TEST_TMPDIR/plain/below"
@@ -219,7 +223,8 @@ header() {
         run --separate-stderr unshare -rm bash -c \
             'mount -t tmpfs -o ro none "$0" || exit 77; "$B/bin/qload" -q "$T/llama-tied" -o "$0/x"' "$BATS_TEST_TMPDIR/ro"
         [[ "$stderr" != *unshare:* && "$status" != 77 ]] || skip "this user may write everywhere"
-        [ "$status" = 1 ] && [ -z "$output" ]
+        [ "$status" = 1 ]
+        [ -z "$output" ]
         [[ "$stderr" == "qload: "*"Read-only file system" ]]
     fi
 }
@@ -227,7 +232,8 @@ header() {
 @test "a write that fails half-way leaves nothing" {
     # no file may grow beyond 64 blocks
     run --separate-stderr bash -c 'trap "" XFSZ; ulimit -f 64; exec "$B/bin/qload" -q "$T/llama-tied" -o "$0"' "$out"
-    [ "$status" = 1 ] && [ -z "$output" ]
+    [ "$status" = 1 ]
+    [ -z "$output" ]
     [[ "$stderr" == "qload: "*"cannot write: File too large" ]]
     nothing_left
 }
@@ -243,16 +249,19 @@ exit $rc
 EOF
     run --separate-stderr unshare -rm bash "$BATS_TEST_TMPDIR/on-tmpfs" "$BATS_TEST_TMPDIR/small"
     [[ "$stderr" != *unshare:* && "$status" != 77 ]] || skip "no tmpfs can be mounted here"
-    [ "$status" = 1 ] && [ -z "$output" ]
+    [ "$status" = 1 ]
+    [ -z "$output" ]
     [[ "$stderr" == "qload: "*"No space left on device" ]]
 }
 
 @test "a closed or full stdout is a failure" {
     run bash -c '"$B/bin/qload" -q "$T/llama-tied" >&-'
-    [ "$status" = 1 ] && [[ "$output" == "qload: stdout: "* ]]
+    [ "$status" = 1 ]
+    [[ "$output" == "qload: stdout: "* ]]
     [ -w /dev/full ] || skip "no /dev/full"
     run bash -c '"$B/bin/qload" -q "$T/llama-tied" >/dev/full'
-    [ "$status" = 1 ] && [[ "$output" == "qload: stdout: "*"No space left"* ]]
+    [ "$status" = 1 ]
+    [[ "$output" == "qload: stdout: "*"No space left"* ]]
 }
 
 @test "a closed stdin or stderr does not get into what is written" {
@@ -260,7 +269,8 @@ EOF
     "$B/bin/qload" "$T/llama-tied" -o "$out.closed" >"$r" 2>&- <&-
     cmp "$out/model.safetensors" "$out.closed/model.safetensors"
     run bash -c '"$B/bin/qload" "$1" -o "$2" >&-' - "$T/llama-tied" "$out.mute" 2>&1
-    [ "$status" = 1 ] && [[ "$output" == *"stdout: "* ]]
+    [ "$status" = 1 ]
+    [[ "$output" == *"stdout: "* ]]
     cmp "$out/config.json" "$out.mute/config.json"
 }
 
@@ -271,13 +281,16 @@ EOF
     for _ in $(seq 500); do compgen -G "$out.part-*/model.safetensors*" >/dev/null && break; sleep 0.01; done
     kill -HUP $pid
     wait $pid
-    [ -s "$out/config.json" ] && [ -s "$r" ]
+    [ -s "$out/config.json" ]
+    [ -s "$r" ]
 }
 
 @test "a folder is not converted into itself" {
     qload "$T/llama-tied" -o "$out"
     run --separate-stderr "$B/bin/qload" -q "$out" -o "$out/"
-    [ "$status" = 1 ] && [ -z "$output" ] && [[ "$stderr" == *"is where the model is read from"* ]]
+    [ "$status" = 1 ]
+    [ -z "$output" ]
+    [[ "$stderr" == *"is where the model is read from"* ]]
     cmp "$out/tokenizer.json" "$T/llama-tied/tokenizer.json"
 }
 
@@ -292,7 +305,8 @@ EOF
         kill -$sig $pid
         rc=0
         wait $pid || rc=$?
-        [ ! -s "$r" ] && [ ! -e "$out" ]
+        [ ! -s "$r" ]
+        [ ! -e "$out" ]
         if [ $sig = TERM ]; then
             [ $rc = 130 ] || { echo "exit $rc"; false; }
             nothing_left
@@ -353,7 +367,9 @@ EOF
     holds '.results.n_tensors == 27 and .results.dtypes == {"F32": 477440}'
     run --separate-stderr "$B/bin/qload" -q hf:owner/none -o "$out.none"
     kill $server
-    [ "$status" = 1 ] && [ -z "$output" ] && [[ "$stderr" == "qload: "*owner/none* ]]
+    [ "$status" = 1 ]
+    [ -z "$output" ]
+    [[ "$stderr" == "qload: "*owner/none* ]]
     [ ! -e "$out.none" ]
 }
 
@@ -372,7 +388,8 @@ EOF
     run "$B/bin/qload" --version
     [[ "$output" =~ ^"qload 0.1.0 (results "[0-9]+")"$'\n'"built with"(out)?" CUDA"$ ]]
     run "$B/bin/qload" --help
-    [ "$status" = 0 ] && [[ "$output" == *"--max-shard-bytes"*"[5000000000]"* ]]
+    [ "$status" = 0 ]
+    [[ "$output" == *"--max-shard-bytes"*"[5000000000]"* ]]
 }
 
 @test "models that are not there or not models" {
@@ -475,7 +492,8 @@ EOF
     echo '{"model":{"type":"Unigram"}}' >"$d/tokenizer.json"
     refused 1 "Unigram" "$d" --encode "$BATS_TEST_TMPDIR/t"
     run --separate-stderr bash -c '"$B/bin/qload" "$1" >"$0"' "$r" "$d"
-    [ "$status" = 0 ] && [[ "$stderr" == *warning*Unigram* ]]
+    [ "$status" = 0 ]
+    [[ "$stderr" == *warning*Unigram* ]]
     holds '.results.tokenizer == null'
     refused 1 "none.txt" "$T/llama-tied" --encode "$BATS_TEST_TMPDIR/none.txt"
 }

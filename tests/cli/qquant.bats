@@ -248,7 +248,8 @@ int4-g256 int4-g256-sym int4-strided128 nf4 nf4-dq fp4"
     refused 1 'No such file' "$T/tied" -r "$BATS_TEST_TMPDIR/none.json" -o "$out"
     for args in "-f nf4" "-o $out" "-f nf4 -r x -o $out" "-f nf4 -o $out --nonsense" "-f nf4 -o $out --max-shard-bytes 0"; do
         run --separate-stderr "$B/bin/qquant" "$T/tied" $args
-        [ "$status" = 2 ] && [ -z "$output" ]
+        [ "$status" = 2 ]
+        [ -z "$output" ]
     done
     run --separate-stderr "$B/bin/qquant" -f nf4 -o "$out"
     [ "$status" = 2 ]
@@ -297,7 +298,8 @@ int4-g256 int4-g256-sym int4-strided128 nf4 nf4-dq fp4"
     run --separate-stderr "$B/bin/qquant" -q "$T/tied" -f int8-row -o "$disk/out"
     left=$(ls -A "$disk")
     umount "$disk"
-    [ "$status" = 1 ] && [ -z "$output" ]
+    [ "$status" = 1 ]
+    [ -z "$output" ]
     [[ "$stderr" == *"No space left on device"* ]]
     [ -z "$left" ]
 }

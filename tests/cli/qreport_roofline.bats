@@ -37,7 +37,8 @@ setup() {
         sed -n "/^\$p${i%%:*} << EOD/,/^NaN/p" plots/roofline-tiny.gp | grep -v '[EN]' | sort -g >got
         jq -r --arg p "${i##*:}" '.results.kernels as $k | ([$k[] | select(.phase == $p).ms] | add) as $all | $k[]
             | select(.phase == $p and .ops > 0 and .ms >= 0.01 * $all) | "\(.ops / .bytes) \(.ops / .ms / 1e6)"' "$k" | sort -g >want
-        [ -s got ] && [ "$(wc -l <got)" = "$(wc -l <want)" ]
+        [ -s got ]
+        [ "$(wc -l <got)" = "$(wc -l <want)" ]
         paste got want | awk '{ if (($1 / $3 - 1) ^ 2 > 1e-10 || ($2 / $4 - 1) ^ 2 > 1e-10) { print; exit 1 } }'
     done
     # the roof is the lower of the slope and the peak, both as measured

@@ -20,13 +20,16 @@ setup() {
         for f in quant load ppl bench say; do jq -e .results "$m/$r/$f.json" >/dev/null; done
         [ -f "$m/$r/model/config.json" ]
     done
-    [ -L "$m/f16/model" ] && [ "$m/f16/model" -ef "$model" ]
+    [ -L "$m/f16/model" ]
+    [ "$m/f16/model" -ef "$model" ]
     n=$(grep -c '^\[' "$T/said")
     [ "$(sed -n 's/^\[ *\([0-9]*\)\/\([0-9]*\)\].*/\1\/\2/p' "$T/said")" = "$(for ((i = 1; i <= n; i++)); do echo "$i/$n"; done)" ]
     [ "$(jq -r '[.results.rows[].name] | join(" ")' "$m/gen2/report.json")" = "$formats" ]
     [ "$(grep -c '^|' "$T/said")" = 4 ]
     grep -qx "report: $(realpath "$m/gen2/report.md")" "$T/said"
-    [ -s "$m/gen2/report.md" ] && [ -s "$m/gen2/report.csv" ] && [ -s "$m/gen2/ppl.svg" ]
+    [ -s "$m/gen2/report.md" ]
+    [ -s "$m/gen2/report.csv" ]
+    [ -s "$m/gen2/ppl.svg" ]
     nothing_left
 }
 
@@ -189,7 +192,8 @@ setup() {
     "$B/tests/mkmodel" -q llama-tied "$T/wide" --dtype f32
     ok MODEL="$T/wide" FORMATS='f16 int8-row'
     m=$(echo "$T"/out/wide-*)
-    [ -d "$m/f16/model" ] && [ ! -L "$m/f16/model" ]
+    [ -d "$m/f16/model" ]
+    [ ! -L "$m/f16/model" ]
     "$B/bin/qload" -q "$m/f16/model" | jq -e '.results.dtypes.F16 > 0.9 * .results.weights_bytes' >/dev/null
     [ "$(jq -r '.results.rows[0].name' "$m/gen2/report.json")" = f16 ]
 }

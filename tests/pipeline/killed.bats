@@ -17,7 +17,8 @@ setup() {
     echo "fail /$x/model" >"$T/on.qppl"
     run ! gen2 TEXT="$T/other"
     grep -q 'qppl: failing as it was told to' "$T/said"
-    [ ! -e "$m/$x/ppl.json" ] && [ -e "$m/$x/quant.json" ]
+    [ ! -e "$m/$x/ppl.json" ]
+    [ -e "$m/$x/quant.json" ]
     rm "$T/on.qppl"
     ok
     same_results
