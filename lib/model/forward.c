@@ -150,6 +150,8 @@ void model_forward(const struct model *m, const int32_t *tokens, const struct sp
     assert(n_tok > 0 && n_tok <= s->max_tok);
     for (int i = 0; i < n_spans; i++) assert(spans[i].kv->n + spans[i].n_new <= spans[i].kv->capacity);
     m->be->ops->embed(m->be, s->x, &m->embed, tokens, n_tok);
+    /* A row's page may come as one of 2 MB: of a large table, a hundred tokens would keep most resident. */
+    if (m->give_back) qweight_drop(&m->table);
     for (int64_t i = 0; i < c->n_layers; i++) model_layer(m, i, s->x, spans, n_spans, s, hook);
     m->be->ops->rmsnorm(m->be, s->x, s->x, m->final_norm, n_tok, c->hidden_size, c->rms_norm_eps);
     for (int i = 0; i < n_spans; i++) spans[i].kv->n += spans[i].n_new;

@@ -178,6 +178,7 @@ int model_load(struct model *m, struct backend *be, const struct checkpoint *c, 
         goto fail;
     }
     m->read_bytes += (int64_t)m->embed.read_bytes / V;
+    m->give_back = !m->tied && m->embed.mapped && !qweight_open(&m->table, c, "model.embed_tokens", V, D, e);
     for (int64_t i = 0; i < cfg->n_layers; i++)
         if (load_layer(m, i, c, e)) goto fail;
     if (load_vector(m, &m->final_norm, c, "model.norm.weight", D, 0, e)) goto fail;

@@ -18,6 +18,8 @@ struct model {
     struct config cfg;
     struct weight embed, head; /* head is embed's storage again when tied */
     bool tied;
+    struct qweight table; /* embed's mapped parts, where rows are only looked up: given back after each look-up */
+    bool give_back;
     struct layer *layers;
     float *final_norm; /* (hidden) */
     float *inv_freq;   /* (head_dim/2), host */
