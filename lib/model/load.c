@@ -156,6 +156,17 @@ static int check_room(struct backend *be, const struct checkpoint *c, struct err
                    (double)(p.weights_bytes - d.free_bytes) / mib, 8 * (double)d.free_bytes / n);
 }
 
+/* What was copied may come back in the pages that a neighbour's first touch brings along. */
+static void drop_layer(const struct layer *l, int64_t i, const struct checkpoint *c)
+{
+    char prefix[LINEAR_NAME_MAX];
+    int n = snprintf(prefix, sizeof prefix, "model.layers.%lld.", (long long)i);
+    for (int op = 0; op < N_OPS; op++)
+        if (l->w[op].mapped) return;
+    for (size_t k = 0; k < c->n_tensors; k++)
+        if (!strncmp(c->tensors[k].name, prefix, (size_t)n)) checkpoint_drop(&c->tensors[k]);
+}
+
 int model_load(struct model *m, struct backend *be, const struct checkpoint *c, struct err *e)
 {
     memset(m, 0, sizeof *m);
@@ -179,8 +190,10 @@ int model_load(struct model *m, struct backend *be, const struct checkpoint *c, 
     }
     m->read_bytes += (int64_t)m->embed.read_bytes / V;
     m->give_back = !m->tied && m->embed.mapped && !qweight_open(&m->table, c, "model.embed_tokens", V, D, e);
-    for (int64_t i = 0; i < cfg->n_layers; i++)
+    for (int64_t i = 0; i < cfg->n_layers; i++) {
         if (load_layer(m, i, c, e)) goto fail;
+        drop_layer(&m->layers[i], i, c);
+    }
     if (load_vector(m, &m->final_norm, c, "model.norm.weight", D, 0, e)) goto fail;
     return 0;
 fail:

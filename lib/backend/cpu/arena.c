@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 
 #define HUGE_PAGE ((size_t)2 << 20)
-#define SLAB ((size_t)32 << 20)
+#define SLAB ((size_t)256 << 20) /* of addresses: what is unused is not there, but for the rest of a huge page a slab */
 
 /* Before each block, 64 bytes. */
 struct head {
