@@ -3,12 +3,13 @@
 
 #include <cassert>
 
-/* ---- rotation and storing: a block a row, a warp a head --------------------------------------------------------------
+/* ---- rotation and storing: a block a row, a warp a head -------------------------------------------------------------
  * grid (n_new of the longest span, spans), 128 threads; dynamic shared memory: head_dim / 2 float2 */
 
 constexpr int rope_threads = 128;
 
-template <class T> __global__ void __launch_bounds__(rope_threads) rope_append_rows(attn_new a, attn_batch b, attn_shape s)
+template <class T>
+__global__ void __launch_bounds__(rope_threads) rope_append_rows(attn_new a, attn_batch b, attn_shape s)
 {
     DYN_SHARED(float2, turn);
     kernel_begin();
@@ -50,8 +51,8 @@ void rope_append(const attn_new &a, const attn_batch &b, const attn_shape &s, cu
 {
     const dim3 grid(attn_longest(b), b.n);
     const size_t smem = size_t(s.head_dim / 2) * sizeof(float2);
-    launch("rope_append", s.f16 ? rope_append_rows<__half> : rope_append_rows<float>, grid, dim3(rope_threads), smem, st, a,
-           b, s);
+    launch("rope_append", s.f16 ? rope_append_rows<__half> : rope_append_rows<float>, grid, dim3(rope_threads), smem,
+           st, a, b, s);
 }
 
 void rope_rows(float *x, const attn_batch &b, int n_heads, int head_dim, const float *inv_freq, cudaStream_t st)
@@ -62,7 +63,7 @@ void rope_rows(float *x, const attn_batch &b, int n_heads, int head_dim, const f
            size_t(head_dim / 2) * sizeof(float2), st, a, b, s);
 }
 
-/* ---- the general path: any head, f32 arithmetic ----------------------------------------------------------------------
+/* ---- the general path: any head, f32 arithmetic ---------------------------------------------------------------------
  * A block does R packed rows of one KV head and one span; packed row i is query head i % G (of the KV head's G) of new
  * token i / G. Keys come in chunks of `chunk`: a warp a key for the scores, then threads along head_dim for the values,
  * 256 / width groups of them each taking every so-many-th key; their sums meet at the end in a fixed order. */
@@ -170,8 +171,8 @@ template <class T, int R> static void launch_rows(const rows_args &a, cudaStream
 {
     const int packed = attn_longest(a.b) * (a.s.n_heads / a.s.n_kv_heads);
     const size_t smem = size_t(1 + rows_threads / a.width) * R * size_t(a.s.head_dim) * sizeof(float);
-    launch("attention_rows", attn_rows<T, R>, dim3((packed + R - 1) / R, a.s.n_kv_heads, a.b.n), dim3(rows_threads), smem, st,
-           a);
+    launch("attention_rows", attn_rows<T, R>, dim3((packed + R - 1) / R, a.s.n_kv_heads, a.b.n), dim3(rows_threads),
+           smem, st, a);
 }
 
 static void attention_rows(float *out, const float *q, const attn_batch &b, const attn_shape &s, cudaStream_t st)
@@ -183,9 +184,10 @@ static void attention_rows(float *out, const float *q, const attn_batch &b, cons
     else wide ? launch_rows<float, 1>(a, st) : launch_rows<float, 8>(a, st);
 }
 
-/* ---- which path ------------------------------------------------------------------------------------------------------ */
+/* ---- which path -------------------------------------------------------------------------------------------------- */
 
-void attention(float *out, const float *q, const attn_batch &b, const attn_shape &s, void *work, int n_sm, cudaStream_t st)
+void attention(float *out, const float *q, const attn_batch &b, const attn_shape &s, void *work, int n_sm,
+               cudaStream_t st)
 {
     assert(b.n > 0 && b.n <= attn_batch_max && s.n_heads % s.n_kv_heads == 0 && s.head_dim <= attn_head_max);
     const attn_new in = {const_cast<float *>(q), nullptr, nullptr, nullptr, nullptr, 0, nullptr};

@@ -12,7 +12,8 @@
 
 constexpr int attn_batch_max = 32; /* spans of one launch: they travel as kernel arguments */
 
-/* One sequence's part of a batch: rows row0 … row0 + n_new − 1 at positions pos0 …; k, v: the layer's part of its cache. */
+/* One sequence's part of a batch: rows row0 … row0 + n_new − 1 at positions pos0 …; k, v: the layer's part of its
+ * cache. */
 struct attn_span {
     void *k, *v;
     int pos0, row0, n_new, capacity;
@@ -38,8 +39,8 @@ struct attn_new {
 /* Heads this file can do: head_dim even, at most attn_head_max. */
 constexpr int attn_head_max = 4096;
 
-/* Bytes the launchers below need in `work` for batches of up to attn_batch_max spans; the memory is zeroed once, when it
- * is made, and every launch leaves its counters zero. */
+/* Bytes the launchers below need in `work` for batches of up to attn_batch_max spans; the memory is zeroed once, when
+ * it is made, and every launch leaves its counters zero. */
 size_t attention_work_bytes(const attn_shape &s, int n_sm);
 
 /* Rows of x (rows, n_heads · head_dim) rotated in place. */

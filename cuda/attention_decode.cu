@@ -157,7 +157,8 @@ template <class T, int LPT, int G> struct decode_shape {
 
 /* The queries of the block's heads into q [G][hd], scaled; when fused, normed and rotated. */
 template <int G, int Warps>
-__device__ __forceinline__ void decode_queries(float *q, const decode_args &a, const float2 *turn, int row, int h0, int n_g)
+__device__ __forceinline__ void decode_queries(float *q, const decode_args &a, const float2 *turn, int row, int h0,
+                                               int n_g)
 {
     const int hd = a.s.head_dim, half = hd / 2, lane = threadIdx.x & 31;
     for (int g = threadIdx.x >> 5; g < G; g += Warps) {
@@ -172,7 +173,7 @@ __device__ __forceinline__ void decode_queries(float *q, const decode_args &a, c
     }
 }
 
-/* The new token's key (normed, rotated, by warp 0) and value (by warp 1) into shared memory and, once, into the cache. */
+/* The new token's key (by warp 0) and value (by warp 1) into shared memory and, once, into the cache. */
 template <class T>
 __device__ __forceinline__ void decode_store(T *k_new, T *v_new, const decode_args &a, const attn_span &sp,
                                              const float2 *turn, int kv, int pos, bool store)
@@ -233,7 +234,7 @@ __global__ void __launch_bounds__(decode_shape<T, LPT, G>::threads) attn_decode(
     if (has_new) decode_store<T>(k_new, v_new, a, sp, turn, kv, pos, g0 == 0);
     __syncthreads();
 
-    /* Lanes behind head_dim load what lane 0 loads, and their q is 0; tokens behind the end are the last one, and not ok. */
+    /* Lanes behind head_dim load what lane 0 loads, with a q of 0; tokens behind the end are the last one, not ok */
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, sub = lane / LPT;
     const bool inside = lane % LPT * 8 < hd;
     const int d0 = inside ? lane % LPT * 8 : 0;
@@ -358,8 +359,8 @@ static int splits_of(int items, int n_sm)
 struct decode_work {
     size_t part, ml, count, bytes; /* offsets */
 };
-/* The counters come first, in memory that no launch uses for anything else: they must be zero for the next one, whatever
- * its shape. With one split they are not used; with more, items · splits ≤ n_sm, and groups + 1 ≤ splits. */
+/* The counters come first, in memory that no launch uses for anything else: they must be zero for the next one,
+ * whatever its shape. With one split they are not used; with more, items · splits ≤ n_sm, and groups + 1 ≤ splits. */
 static decode_work work_of(int items, int splits, int G, int hd, int n_sm)
 {
     const size_t groups = size_t(splits + split_group - 1) / split_group, slots = size_t(items) * (splits + groups);

@@ -7,8 +7,8 @@
 
 #include <cmath>
 
-/* Scores are kept in base 2: the scale of q includes log2 e. A finite stand-in for −∞, so that a maximum minus a maximum
- * is never NaN. */
+/* Scores are kept in base 2: the scale of q includes log2 e. A finite stand-in for −∞, so that a maximum minus a
+ * maximum is never NaN. */
 constexpr float minus_big = -1e30f;
 inline float score_scale(const attn_shape &s) { return 1.4426950408889634f / sqrtf(float(s.head_dim)); }
 
@@ -29,7 +29,7 @@ inline int attn_longest(const attn_batch &b)
     return n;
 }
 
-/* One new token a span, any type of cache; heads of attn_fast. When `fused`, `in` is not yet normed, rotated and stored. */
+/* One new token a span, any type of cache; heads of attn_fast. fused: `in` is not yet normed, rotated and stored. */
 void attention_decode(float *out, const attn_new &in, bool fused, const attn_batch &b, const attn_shape &s, void *work,
                       int n_sm, cudaStream_t st);
 /* f16 caches, heads of attn_fast. */

@@ -1,8 +1,8 @@
 /* Prefill: tiles of keys meet tiles of queries on the tensor cores, f16 with sums in f32, softmax on the way.
  *
  * A block does 64 packed rows of one KV head and one span: packed row i is query head i % G (of the KV head's G) of new
- * token i / G, so that a few tokens fill a tile too; each of its 4 warps does 16 rows. Keys come in tiles of KT, K and V
- * of a tile in turn: while K's products run V is on its way, and the next K while V's run. Rows of K and V in shared
+ * token i / G, so that a few tokens fill a tile too; each of its 4 warps does 16 rows. Keys come in tiles of KT, K and
+ * V of a tile in turn: while K's products run V is on its way, and the next K while V's run. Rows of K and V in shared
  * memory are D + 8 elements apart (D: head_dim rounded up), an odd number of 16-byte pieces, so that the 8 rows of an
  * ldmatrix lie in different banks. Elements behind head_dim and tokens behind the last are zeros. */
 #include "attention_impl.cuh"
@@ -49,7 +49,8 @@ template <int D> __global__ void __launch_bounds__(prefill_threads) attn_prefill
     kernel_begin();
     const attn_span &sp = a.b.span[blockIdx.z];
     const int hd = a.s.head_dim, G = a.s.n_heads / a.s.n_kv_heads, kv = blockIdx.y, n_rows = sp.n_new * G;
-    const int tiles = (n_rows + prefill_rows - 1) / prefill_rows, tile = tiles - 1 - int(blockIdx.x); /* longest first */
+    const int tiles = (n_rows + prefill_rows - 1) / prefill_rows;
+    const int tile = tiles - 1 - int(blockIdx.x); /* longest first */
     if (tile < 0) return;
     DYN_SHARED(__half, k_tile); /* [KT][stride] */
     __half *v_tile = k_tile + KT * stride;
@@ -61,7 +62,7 @@ template <int D> __global__ void __launch_bounds__(prefill_threads) attn_prefill
     const __half *V = static_cast<const __half *>(sp.v) + size_t(kv) * sp.capacity * hd;
     load_tile<D>(k_tile, K, 0, n_keys, hd);
 
-    /* this lane's two rows: their place in q and out, and the last key they see; rows beyond the end repeat the last one */
+    /* this lane's two rows: their place in q and out, and the last key they see; rows behind the end repeat it */
     size_t at[2];
     int seen[2];
 #pragma unroll

@@ -87,8 +87,8 @@ int blas_product(void *ctx, float *y, int64_t ldy, const void *w, int64_t ldw, c
     const float one = 1;
     const int t = type == CUF_F32 ? R_32F : type == CUF_F16 ? R_16F : R_16BF;
     if (start(b, s)) return -1;
-    int rc = b->gemm(b->handle, OP_T, OP_N, int(n_out), int(n_tok), int(n_in), &one, w, t, int(ldw), x, t, int(ldx), &beta, y,
-                     R_32F, int(ldy), COMPUTE_32F, GEMM_DEFAULT);
+    int rc = b->gemm(b->handle, OP_T, OP_N, int(n_out), int(n_tok), int(n_in), &one, w, t, int(ldw), x, t, int(ldx),
+                     &beta, y, R_32F, int(ldy), COMPUTE_32F, GEMM_DEFAULT);
     return rc ? failed(b, "cublasGemmEx", rc) : 0;
 }
 

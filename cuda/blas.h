@@ -6,8 +6,8 @@
 
 struct blas;
 
-/* NULL where there is none or it does not start on the current device: products are then our own. QLAB_CUDA_BLAS=0 in the
- * environment looks for none. */
+/* NULL where there is none or it does not start on the current device: products are then our own. QLAB_CUDA_BLAS=0 in
+ * the environment looks for none. */
 struct blas *blas_open(void);
 void blas_close(struct blas *b);
 /* cuda_env's function; ctx: struct blas. */

@@ -33,11 +33,12 @@ constexpr unsigned full_warp = 0xffffffffu;
 #define PTX_HERE
 #endif
 
-/* The first statement of every kernel but for declarations of shared memory: waits until the kernels before it have ended
- * and what they wrote is seen, then lets the next one start, which waits here in turn. So a kernel launched early
- * (launch.h) is ordered after all earlier ones, not only after its neighbour. Does nothing in a kernel that was not
- * launched early, and before sm_90. The emulation refuses kernels without it; check-sass looks for it before the first
- * access to memory. __ldg is only for what no kernel writes: such reads could be moved before the wait. */
+/* The first statement of every kernel but for declarations of shared memory and first loads of weights
+ * (weight_load.cuh): waits until the kernels before it have ended and what they wrote is seen, then lets the next one
+ * start, which waits here in turn. So a kernel launched early (launch.h) is ordered after all earlier ones, not only
+ * after its neighbour. Does nothing in a kernel that was not launched early, and before sm_90. The emulation refuses
+ * kernels without it and accesses before it; check-sass looks for it in the machine code. __ldg is only for what no
+ * kernel writes: such reads could be moved before the wait. */
 __device__ __forceinline__ void kernel_begin()
 {
 #ifdef CUDA_EMU
@@ -108,7 +109,8 @@ __device__ __forceinline__ float warp_max(float v)
 /* ---- cp.async: Bytes (4, 8 or 16) from global to shared memory, of which src_bytes are read and the rest are zeros.
  * Before sm_80, which has no such instruction, the copy is done at once. */
 
-template <int Bytes> __device__ __forceinline__ void cp_async(void *dst, const void *src, int src_bytes = Bytes PTX_HERE)
+template <int Bytes>
+__device__ __forceinline__ void cp_async(void *dst, const void *src, int src_bytes = Bytes PTX_HERE)
 {
     static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "what the instruction can copy");
 #ifdef CUDA_EMU
@@ -187,7 +189,10 @@ __device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void *row PT
     emu::ldmatrix<2, false>(r, row, EMU_WHERE);
 #else
     const unsigned a = static_cast<unsigned>(__cvta_generic_to_shared(row));
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(a) : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(a)
+                 : "memory");
 #endif
 }
 
@@ -251,9 +256,10 @@ __device__ __forceinline__ void mma_f16_m16n8k16(float (&d)[4], const uint32_t (
 #ifdef CUDA_EMU
     emu::mma<__half, float, 16, 16>(d, a, b, EMU_WHERE);
 #elif __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     mma_f16_by_m16n8k8(d, a, b);
 #endif
@@ -284,14 +290,16 @@ __device__ __forceinline__ void mma_bf16_by_shuffles(float (&d)[4], const uint32
             }
         }
 }
-__device__ __forceinline__ void mma_bf16_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2] PTX_HERE)
+__device__ __forceinline__ void mma_bf16_m16n8k16(float (&d)[4], const uint32_t (&a)[4],
+                                                  const uint32_t (&b)[2] PTX_HERE)
 {
 #ifdef CUDA_EMU
     emu::mma<__nv_bfloat16, float, 16, 16>(d, a, b, EMU_WHERE);
 #elif __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     mma_bf16_by_shuffles(d, a, b);
 #endif

@@ -83,8 +83,8 @@ static const struct cuda_acts no_acts = {nullptr, nullptr, 0};
 void rmsnorm_rows(float *y, const struct cuda_acts *acts, const float *x, const float *w, int64_t n_rows, int64_t n,
                   float eps, cudaStream_t s)
 {
-    launch("rmsnorm", rmsnorm_kernel, dim3(unsigned(n_rows)), dim3(unsigned(threads_of(n))), 0, s, y, acts ? *acts : no_acts,
-           x, w, n, eps);
+    launch("rmsnorm", rmsnorm_kernel, dim3(unsigned(n_rows)), dim3(unsigned(threads_of(n))), 0, s, y,
+           acts ? *acts : no_acts, x, w, n, eps);
 }
 
 template <class F>
@@ -101,8 +101,8 @@ void swiglu_rows(float *y, const struct cuda_acts *acts, const float *gate, cons
                  cudaStream_t s)
 {
     if (acts)
-        launch("swiglu_acts", swiglu_acts_kernel, dim3(unsigned(n_rows), unsigned((acts->n_chunks + 7) / 8)), dim3(256), 0, s,
-               y, *acts, gate, up, n);
+        launch("swiglu_acts", swiglu_acts_kernel, dim3(unsigned(n_rows), unsigned((acts->n_chunks + 7) / 8)), dim3(256),
+               0, s, y, *acts, gate, up, n);
     else
         pairs<swiglu_of>("swiglu", y, gate, up, n_rows * n, s);
 }

@@ -2,10 +2,10 @@
  * (m16n8k16, sums in f32) where there is no cuBLAS.
  *
  * A block has BM tokens × BN rows of the weight, a warp WM × WN of them; a step takes 64 bytes of each row of
- * activations: 64 columns of int8 or 32 of 16 bits. Three stages of cp.async (five in small tiles); tiles in shared memory are rows of 64
- * bytes (packed codes of 4 bits: 32) whose 16-byte parts are permuted so that ldmatrix has no bank conflicts. Packed
- * codes are unpacked in registers, after ldmatrix: word t of a chunk is what lane t of four needs of both halves of a
- * 32-column step.
+ * activations: 64 columns of int8 or 32 of 16 bits. Three stages of cp.async (five in small tiles); tiles in shared
+ * memory are rows of 64 bytes (packed codes of 4 bits: 32) whose 16-byte parts are permuted so that ldmatrix has no
+ * bank conflicts. Packed codes are unpacked in registers, after ldmatrix: word t of a chunk is what lane t of four
+ * needs of both halves of a 32-column step.
  *
  * Sums over 32 columns are exact integers and get their scale at once, as activations have one for each 32 columns.
  * That costs four instructions for each value an mma gives; the conversion to float is none: sums start at the bits

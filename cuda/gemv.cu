@@ -13,9 +13,9 @@
  * Up to four tokens share a pass over the codes; of eight, two blocks read the same codes at about the same time, one
  * of them from the second-level cache.
  *
- * The first two steps are loaded before the wait for earlier kernels (weight_load.cuh). The normalizing form (one token)
- * then computes rmsnorm(x) in every block into shared memory: cheaper than a launch, as the vector is some KB in the
- * second-level cache. */
+ * The first two steps are loaded before the wait for earlier kernels (weight_load.cuh). The normalizing form (one
+ * token) then computes rmsnorm(x) in every block into shared memory: cheaper than a launch, as the vector is some KB in
+ * the second-level cache. */
 #include "gemv.cuh"
 
 enum scale_class { SC_16, SC_32, SC_DQ };

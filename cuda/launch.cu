@@ -53,7 +53,8 @@ void launch_note(const char *name, dim3 grid, dim3 block, size_t smem, cudaStrea
 static int say(const struct record *r, const char *when, cudaError_t rc, struct err *e)
 {
     return err_set(e, "%skernel %s (grid %ux%ux%u, block %ux%ux%u, %zu bytes of shared memory): %s", when, r->name,
-                   r->grid.x, r->grid.y, r->grid.z, r->block.x, r->block.y, r->block.z, r->smem, cudaGetErrorString(rc));
+                   r->grid.x, r->grid.y, r->grid.z, r->block.x, r->block.y, r->block.z, r->smem,
+                   cudaGetErrorString(rc));
 }
 
 int launch_failed(cudaError_t rc, struct err *e)

@@ -10,8 +10,8 @@
 struct err;
 
 /* Whether this kernel is to be launched so that it may start before the one in front of it has ended (programmatic
- * dependent launch): QLAB_CUDA_PDL=1 in the environment, a driver of CUDA 12.3 or newer, which knows it in graphs too, and
- * code compiled for sm_90 or newer, which waits (kernel_begin in device.cuh). */
+ * dependent launch): QLAB_CUDA_PDL=1 in the environment, a driver of CUDA 12.3 or newer, which knows it in graphs too,
+ * and code compiled for sm_90 or newer, which waits (kernel_begin in device.cuh). */
 bool launch_early(const void *kernel);
 /* Kept for each launch: the first refused one and the newest. QLAB_CUDA_SYNC=1 in the environment waits after every
  * launch, so that an error inside a kernel is told with its name (not while a graph is captured). */

@@ -28,7 +28,8 @@ __device__ __forceinline__ best better(best a, best b)
 __device__ __forceinline__ best warp_best(best b)
 {
 #pragma unroll
-    for (int m = 16; m; m >>= 1) b = better(b, {__shfl_xor_sync(full_warp, b.max, m), __shfl_xor_sync(full_warp, b.at, m)});
+    for (int m = 16; m; m >>= 1)
+        b = better(b, {__shfl_xor_sync(full_warp, b.max, m), __shfl_xor_sync(full_warp, b.at, m)});
     return b;
 }
 __device__ __forceinline__ double shifted(float max) { return max == MINUS_INF ? 0.0 : double(max); }
@@ -71,7 +72,7 @@ __device__ __forceinline__ double block_sum(double v)
     return v;
 }
 
-/* After thread 0 has written this block's part: true in all threads of the row's last block, which then sees all parts. */
+/* After thread 0 has written this block's part: true in all threads of the row's last block, which sees all parts. */
 __device__ __forceinline__ bool last_of_row(unsigned *counter)
 {
     SHARED_ARRAY(int, last, [1]);
@@ -205,7 +206,8 @@ static size_t counters_bytes() { return 2 * batch_rows * sizeof(unsigned); }
 size_t logits_work_bytes(int64_t n_tok, int64_t n_vocab)
 {
     const size_t rows = size_t(n_tok < batch_rows ? n_tok : batch_rows), slices = size_t(n_slices(n_vocab));
-    return counters_bytes() + rows * (slices * (2 * sizeof(slice_part) + sizeof(double)) + 2 * (sizeof(double) + sizeof(int)));
+    return counters_bytes() +
+           rows * (slices * (2 * sizeof(slice_part) + sizeof(double)) + 2 * (sizeof(double) + sizeof(int)));
 }
 
 /* Rows t0 … t0 + n − 1 */

@@ -22,7 +22,7 @@ void logits_score(struct score *out, const float *logits, const int32_t *targets
 /* Two rows of logits compared, for each token; equal rows give exactly 0. */
 void logits_diverge(struct divergence *out, const float *logits_ref, const float *logits, const int32_t *targets,
                     int64_t n_tok, int64_t n_vocab, void *work, cudaStream_t s);
-/* Of one row: *token = the first index of the maximum, and *pos += 1 (pos may be NULL). What a recorded step ends with. */
+/* Of one row: *token = the first index of the maximum, and *pos += 1 (pos may be NULL). Ends a recorded step. */
 void logits_greedy(int32_t *token, int32_t *pos, const float *logits, int64_t n_vocab, void *work, cudaStream_t s);
 
 #endif

@@ -47,10 +47,12 @@ __global__ void __launch_bounds__(256) quantize_kernel(const struct cuda_acts a,
     if (per == 2) quantize_to(a, row * 2 + 1, chunk, rest);
 }
 
-static void quantize_rows(const struct cuda_acts *a, const float *x, int64_t n_tok, int64_t n_in, int per, cudaStream_t s)
+static void quantize_rows(const struct cuda_acts *a, const float *x, int64_t n_tok, int64_t n_in, int per,
+                          cudaStream_t s)
 {
     const dim3 block = row_block(int64_t(a->n_chunks) * 32);
-    launch("quantize", quantize_kernel, row_grid(n_tok, int64_t(a->n_chunks) * 32, block), block, 0, s, *a, x, n_in, per);
+    launch("quantize", quantize_kernel, row_grid(n_tok, int64_t(a->n_chunks) * 32, block), block, 0, s, *a, x, n_in,
+           per);
 }
 void quantize_acts(const struct cuda_acts *a, const float *x, int64_t n_tok, int64_t n_in, cudaStream_t s)
 {
@@ -471,7 +473,8 @@ int cuda_matmul(const struct cuda_env *env, const struct cuda_matmul *m, cudaStr
         /* a partner of another kind: apart, joined at the end */
         if (p == PATH_HALF) type[n_half++] = t;
         const bool books = rows_of(m->compute) > 1 && j.w->kind == CUW_BOOK; /* two launches, then the partner */
-        if (j.up && (books || !(p <= PATH_GEMV_F32 ? alike(j.w, j.up) : pick(env, m->compute, j.up, m->n_tok, &t) == p))) {
+        if (j.up &&
+            (books || !(p <= PATH_GEMV_F32 ? alike(j.w, j.up) : pick(env, m->compute, j.up, m->n_tok, &t) == p))) {
             apart[n_apart++] = j;
             j.up = nullptr;
         }

@@ -7,7 +7,8 @@
  *            weights of qweight_rows_f32, bit for bit
  * f16, bf16  as f32                                      x and weights rounded to that type, sums in f32
  * int8       weights with int8_ok: as panels.h, the      the same, or (env.blas, many tokens, data-centre GPUs) as f16
- *            same integers; others as f32                or bf16, whichever the weights are; others likewise, f32 ones as f32
+ *            same integers; others as f32                or bf16, whichever the weights are; others likewise, f32 ones
+ *                                                        as f32
  * int8x2     int8 with two quantized rows a token (backend/cpu/matmul_int8.c), books with a second table; others as f32
  */
 #ifndef QLAB_CUDA_MATMUL_H
@@ -39,8 +40,8 @@ struct cuda_env {
     int sm;    /* 75, 80, 86 … */
     int n_sm;  /* multiprocessors */
     size_t l2_bytes;
-    /* y (n_tok, ldy) = x (n_tok, ldx) · wᵀ (n_out, ldw) + beta·y; x and w of `type` (F32, F16, BF16), sums in f32 and no
-     * TF32; NULL: our own kernels. Returns 0, or −1 when it failed (the backend keeps the reason). */
+    /* y (n_tok, ldy) = x (n_tok, ldx) · wᵀ (n_out, ldw) + beta·y; x and w of `type` (F32, F16, BF16), sums in f32 and
+     * no TF32; NULL: our own kernels. Returns 0, or −1 when it failed (the backend keeps the reason). */
     int (*blas)(void *ctx, float *y, int64_t ldy, const void *w, int64_t ldw, const void *x, int64_t ldx,
                 enum cuda_float type, int64_t n_out, int64_t n_tok, int64_t n_in, float beta, cudaStream_t s);
     void *blas_ctx;
@@ -67,13 +68,14 @@ struct cuda_matmul {
     int64_t n_tok, n_in;
     enum compute compute;
     const struct cuda_acts *acts; /* x already quantized, or NULL */
-    const float *norm;            /* x is to be normalized first: rmsnorm(x; norm, eps). Only where matmul_fuses_norm. */
+    const float *norm; /* x is to be normalized first: rmsnorm(x; norm, eps). Only where matmul_fuses_norm. */
     float eps;
     const struct cuda_acts *out; /* n_jobs 1: the result quantized as well, for the next matmul; or NULL */
     void *scratch;               /* matmul_scratch bytes, 256-byte aligned */
 };
 /* The plain product of these jobs, in f32 and without scratch until the caller says otherwise. */
-static inline struct cuda_matmul matmul_of(const struct cuda_job *jobs, int n_jobs, const float *x, int64_t n_tok, int64_t n_in)
+static inline struct cuda_matmul matmul_of(const struct cuda_job *jobs, int n_jobs, const float *x, int64_t n_tok,
+                                           int64_t n_in)
 {
     struct cuda_matmul m = {};
     m.jobs = jobs;
@@ -94,8 +96,8 @@ bool matmul_uses_acts(const struct cuda_env *env, const struct cuda_matmul *m);
 bool matmul_fuses_norm(const struct cuda_env *env, const struct cuda_matmul *m);
 
 /* dst (n, ld) of type F32, F16 or BF16 = rows of w, zeros behind n_in up to ld (a multiple of 8): rows[i] if rows is
- * given (device memory; embedding: the caller has checked them), else r0 + i. f32 gives qweight_rows_f32 bit for bit. */
-void dequant_rows(void *dst, enum cuda_float type, int64_t ld, const struct cuda_weight *w, const int32_t *rows, int64_t r0,
-                  int64_t n, cudaStream_t s);
+ * given (device memory; embedding: the caller has checked them), else r0 + i. f32: as qweight_rows_f32, bit for bit. */
+void dequant_rows(void *dst, enum cuda_float type, int64_t ld, const struct cuda_weight *w, const int32_t *rows,
+                  int64_t r0, int64_t n, cudaStream_t s);
 
 #endif

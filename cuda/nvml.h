@@ -1,5 +1,5 @@
-/* What the driver's management library says of a device: clocks, temperature, power, energy. It is looked for at run time;
- * without it everything is NAN or "". */
+/* What the driver's management library says of a device: clocks, temperature, power, energy. It is looked for at run
+ * time; without it everything is NAN or "". */
 #ifndef QLAB_CUDA_NVML_H
 #define QLAB_CUDA_NVML_H
 

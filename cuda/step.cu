@@ -50,8 +50,9 @@ int32_t step_choose(struct cuda_ctx *c, const float *logits, int64_t n_vocab, vo
     struct recorded *r = of(c);
     logits_greedy(&r->state->token, &r->state->pos, logits, n_vocab, work, c->stream);
     context_check(c);
-    cuda_must(c, cudaMemcpyAsync(&r->host->token, &r->state->token, sizeof r->host->token, cudaMemcpyDeviceToHost, c->stream),
-              "reading a token back");
+    cudaError_t rc = cudaMemcpyAsync(&r->host->token, &r->state->token, sizeof r->host->token, cudaMemcpyDeviceToHost,
+                                     c->stream);
+    cuda_must(c, rc, "reading a token back");
     if (r->recording) return 0;
     r->now = {-1, -1};
     context_sync(c);
@@ -95,7 +96,8 @@ int32_t step_run(struct cuda_ctx *c, const struct step *s)
     const struct step_state want = {s->token, int(s->kv->n)};
     if (r->now.token != want.token || r->now.pos != want.pos) {
         *r->host = want;
-        cuda_must(c, cudaMemcpyAsync(r->state, r->host, sizeof want, cudaMemcpyHostToDevice, c->stream), "a step's start");
+        cuda_must(c, cudaMemcpyAsync(r->state, r->host, sizeof want, cudaMemcpyHostToDevice, c->stream),
+                  "a step's start");
     }
     cuda_must(c, cudaGraphLaunch(r->exec, c->stream), "a recorded decode step");
     context_sync(c);

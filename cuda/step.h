@@ -9,8 +9,8 @@
 int32_t step_run(struct cuda_ctx *c, const struct step *s);
 /* While a step is being recorded: where its ops find token and position; else NULL. */
 const struct step_state *step_state_of(const struct cuda_ctx *c);
-/* The argmax of one row of logits (work: logits.h), with which a step ends; while one is recorded nothing has run yet and
- * the result is 0. */
+/* The argmax of one row of logits (work: logits.h), with which a step ends; while one is recorded nothing has run yet
+ * and the result is 0. */
 int32_t step_choose(struct cuda_ctx *c, const float *logits, int64_t n_vocab, void *work);
 void step_forget(struct cuda_ctx *c);
 

@@ -1,7 +1,8 @@
 /* y = x·Wᵀ in f32. Rows of W come in tiles that fit the second-level cache as floats; a tile's columns come in blocks
  * for which DOT_TOKENS rows of x fit the first-level cache; registers hold dot_rows × DOT_TOKENS sums. The blocks
  * depend on n_in alone, and a sum is formed in the same order wherever its row and token fall: results depend neither
- * on the number of threads nor on n_tok. matmul_gemm.c forms the same sums for many tokens. Sizes suit 32 KiB + 1 MiB caches (Zen 4) and are no worry elsewhere. */
+ * on the number of threads nor on n_tok. matmul_gemm.c forms the same sums for many tokens. Sizes
+ * suit 32 KiB + 1 MiB caches (Zen 4) and are no worry elsewhere. */
 #include "backend/cpu/cpu.h"
 
 #include <assert.h>

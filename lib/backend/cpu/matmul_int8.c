@@ -126,7 +126,7 @@ static void block(const struct mm8 *m, const struct matmul *job, int64_t b, int6
     const struct panels *w = panels_of(job);
     size_t codes = (size_t)w->n_act * 8 * (size_t)k->block * 64, scales = (size_t)(w->n_groups * k->block * PANEL_ROWS);
     int64_t width = k->block * PANEL_ROWS;
-    uint8_t *u = buf_get(&c->buf[thread], codes + (scales + 8 * (size_t)width) * sizeof(float));
+    uint8_t *u = buf_get(&c->buf[thread], codes + (scales + (size_t)(k->tokens * width)) * sizeof(float));
     float *s = (float *)(void *)(u + codes), *y = s + scales;
     const struct panels rest = panels_rest(w);
     for (int second = 0, products = 1 + two_products(m, w); second < products; second++) {

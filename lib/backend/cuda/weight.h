@@ -14,7 +14,7 @@
  *                  | 7 6 5 4 | 3 2 1 0 |       so that 16 bits select four bytes in a byte permute
  *   8 bits, 32 bytes a chunk: word t has columns 8t … 8t+3, word 4+t columns 8t+4 … 8t+7; stored q as i8
  *   floats: as they are, row-major, rows padded
- * Quantized activations (matmul.h) have the order of the 8-bit chunk: word t of a packed chunk meets words t and 4+t. */
+ * Quantized activations (matmul.h) have the order of the 8-bit chunk: word t of a packed chunk meets t and 4+t. */
 #ifndef QLAB_BACKEND_CUDA_WEIGHT_H
 #define QLAB_BACKEND_CUDA_WEIGHT_H
 
@@ -35,8 +35,8 @@ struct cuda_weight {
     enum cuda_float scale; /* type of the scales */
     int64_t n_out, n_in;
     int64_t row_bytes;
-    int64_t group, n_groups; /* CUW_INT*: columns a group, groups a row; CUW_STRIDED: 128, 128; CUW_BOOK: elements a flat
-                                block, blocks of the tensor */
+    int64_t group, n_groups; /* CUW_INT*: columns a group, groups a row; CUW_STRIDED: 128, 128; CUW_BOOK: elements a
+                                flat block, blocks of the tensor */
     /* Integer dot products (compute int8) are possible: as lib/backend/cpu/panels.h, same integers, same scales. */
     bool int8_ok;
     bool one_scale;    /* CUW_INT*: one group is the row */
@@ -54,15 +54,15 @@ struct cuda_weight {
     const uint8_t *data; /* device pointer, CUW_ALIGN-aligned; set by the owner */
 };
 
-/* Fills in everything but data. Fails on GGUF blocks (model/load.c expands them) and on sizes beyond what kernels index.
- * Reads no codes: only fmt, shape, dtypes, book, zero's being there, and nested_offset. */
+/* Fills in everything but data. Fails on GGUF blocks (model/load.c expands them) and on sizes beyond what kernels
+ * index. Reads no codes: only fmt, shape, dtypes, book, zero's being there, and nested_offset. */
 int cuda_weight_plan(struct cuda_weight *p, const struct qweight *w, struct err *e);
 
 /* Packing in pieces, each a run of bytes of the device block:
  *   struct cuda_piece it = {0};
  *   while (cuda_weight_next(p, &it, size)) { cuda_weight_pack(p, w, &it, host); copy host to data + it.at, it.bytes; }
- * Pieces hold whole rows and at most `size` bytes, which must be at least CUDA_PIECE_MIN. Bytes between planes are in no
- * piece. Packing uses threads (par_for). */
+ * Pieces hold whole rows and at most `size` bytes, which must be at least CUDA_PIECE_MIN. Bytes between planes are in
+ * no piece. Packing uses threads (par_for). */
 enum { CUDA_PIECE_MIN = 1 << 20, CUDA_MAX_COLUMNS = 1 << 18 };
 struct cuda_piece {
     size_t at, bytes;
