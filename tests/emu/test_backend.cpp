@@ -166,7 +166,10 @@ EMU_TEST(backend_products)
         for (int f = 0; formats[f]; f++)
             for (int s = 0; s < 4; s++) {
                 if ((5 * f + s + int(check::seed())) % (check::slow() ? 12 : c.other == &cpu8x2.be ? 4 : 2)) continue;
-                products(&cuda.be, c.other, formats[f], shapes[s][0], shapes[s][1], shapes[s][2], c.tol);
+                /* strided128 in 8 bits is the CPU's alone: here its products are f32 for few tokens, else f16 */
+                bool apart = !strcmp(formats[f], "int4-strided128") && c.other != &ref.be;
+                products(&cuda.be, apart ? &ref.be : c.other, formats[f], shapes[s][0], shapes[s][1], shapes[s][2],
+                         apart ? 2e-3 : c.tol);
             }
     }
 }
