@@ -62,8 +62,9 @@ int main(int argc, char **argv)
     par_set_threads(1);
     if (cpu_open(&be, compute, isa_best(), &e)) return fprintf(stderr, "%s\n", e.msg), 1;
     struct rng rng = {1};
-    float *x = mem_array((size_t)(n_tok * n_in), 4), *y = mem_array((size_t)(n_tok * n_out), 4);
-    random_floats(&rng, x, n_tok * n_in);
+    int64_t room = n_tok < 4 ? 4 : n_tok; /* 4 tokens are measured as well */
+    float *x = mem_array((size_t)(room * n_in), 4), *y = mem_array((size_t)(room * n_out), 4);
+    random_floats(&rng, x, room * n_in);
     printf("%s, %s, one thread, f32 multiply-add peak %.1f GFLOP/s, %lldx%lld\n", isa_name(isa_best()),
            compute_name(compute), fma_peak(), (long long)n_out, (long long)n_in);
     static const char *const names[] = {"f32", "f16", "bf16", "int8-row", "int4-row", "int4-g128", "int4-g64", "int4-g32",
