@@ -177,7 +177,7 @@ static void pack_recoded(const struct panels *p, const struct qweight *w, int64_
     int64_t n = p->n_act * ACT_GROUP;
     qweight_rows_f32(w, r, 1, row);
     memset(row + p->n_in, 0, (size_t)(n - p->n_in) * sizeof *row);
-    for (int pass = 0; pass <= p->rest; pass++) {
+    for (int pass = 0, n_passes = p->rest ? 2 : 1; pass < n_passes; pass++) {
         for (int64_t a = 0; a < p->n_act; a++) {
             uint8_t *at = panel + (size_t)(a * PANEL_ROWS + in_panel) * size;
             float s;
