@@ -67,5 +67,5 @@ INLINE void tile(__m256i n[TOKENS][2], const uint8_t *u, const int8_t *q, int64_
 
 #include "backend/cpu/k_int8_ymm.h"
 
-const struct int8_kernels int8_avx2 = {"avx2", quantize, few, BLOCK, TOKENS, unpack, many};
+const struct int8_kernels int8_avx2 = {quantize, few, BLOCK, TOKENS, unpack, many};
 #endif

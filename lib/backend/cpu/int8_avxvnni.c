@@ -3,5 +3,5 @@
 #define VPDPBUSD "%{vex%} vpdpbusd"
 #include "backend/cpu/k_int8_avxvnni.h"
 
-const struct int8_kernels int8_avxvnni = {"avxvnni", quantize, few, BLOCK, TOKENS, unpack, many};
+const struct int8_kernels int8_avxvnni = {quantize, few, BLOCK, TOKENS, unpack, many};
 #endif

@@ -4,5 +4,5 @@
 #define VPDPBUSD "%{evex%} vpdpbusd"
 #include "backend/cpu/k_int8_avxvnni.h"
 
-const struct int8_kernels int8_avxvnni_evex = {"avxvnni_evex", quantize, few, BLOCK, TOKENS, unpack, many};
+const struct int8_kernels int8_avxvnni_evex = {quantize, few, BLOCK, TOKENS, unpack, many};
 #endif

@@ -106,4 +106,4 @@ static void many(const struct panels *w, const uint8_t *u, const float *s, const
     for (int i = 0; w->one_scale && i < n_tok * PANEL_ROWS; i++) y[i] *= s[i % PANEL_ROWS];
 }
 
-const struct int8_kernels int8_plain = {"plain", quantize, few, 1, 4, unpack, many};
+const struct int8_kernels int8_plain = {quantize, few, 1, 4, unpack, many};

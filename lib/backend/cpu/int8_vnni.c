@@ -292,5 +292,5 @@ static void many(const struct panels *w, const uint8_t *u, const float *s, const
         _mm512_store_ps(y + i * 16, _mm512_mul_ps(_mm512_load_ps(y + i * 16), _mm512_loadu_ps(s + i % BLOCK * 16)));
 }
 
-const struct int8_kernels int8_vnni = {"avx512_vnni", quantize, few, BLOCK, TOKENS, unpack, many};
+const struct int8_kernels int8_vnni = {quantize, few, BLOCK, TOKENS, unpack, many};
 #endif

@@ -39,11 +39,10 @@ struct kernels {
     void (*dot)(const void *const *w, const float *const *x, int64_t n, int n_tok, float *y);
     void (*dot_stream[N_ELEM])(const void *const *w, const float *const *x, int64_t n, int n_tok, float *y);
 
-    /* The same sums for many tokens, NULL where dot is as good: y (GEMM_TOKENS, GEMM_ROWS) of packed operands. With s =
-     * ⌈n/16⌉ steps and run = s rounded up to 16, w is (16, s, GEMM_ROWS), packed 16 rows at a time, which begin at
-     * to + 16·i; x is (16, GEMM_TOKENS, run). Column k is step k/16 of the
-     * kernel's place for lane k mod 16. What n_rows, n_tok and n leave of
-     * a tile is zero. ld: floats from row to row. All packed ones and y are 64-byte aligned. */
+    /* The same sums for many tokens, NULL where dot is as good: y (GEMM_TOKENS, GEMM_ROWS) of packed operands. With
+     * s = ⌈n/16⌉ steps and run = s rounded up to 16, w is (16, s, GEMM_ROWS), packed 16 rows at a time, which begin at
+     * to + 16·i; x is (16, GEMM_TOKENS, run). Column k is step k/16 of the kernel's place for lane k mod 16. What n_rows,
+     * n_tok and n leave of a tile is zero. ld: floats from row to row. All packed ones and y are 64-byte aligned. */
     void (*gemm_pack_w)(float *to, const float *w, int64_t ld, int n_rows, int64_t n);
     void (*gemm_pack_x)(float *to, const float *x, int64_t ld, int n_tok, int64_t n);
     void (*gemm)(const float *w, const float *x, int64_t n, float *y);

@@ -79,7 +79,6 @@ struct acts {
 
 /* Kernels of one instruction set. */
 struct int8_kernels {
-    const char *name;
     void (*quantize)(const float *x, int64_t n, int8_t *q, float *scale, int32_t *neg);
     /* Rows of one panel for tokens t0 … t0+n_tok−1, n_tok ≤ 4, straight from the packed codes: y[t·16 + row]. */
     void (*few)(const struct panels *w, int64_t panel, const struct acts *x, int64_t t0, int n_tok, float *y);
