@@ -41,31 +41,41 @@ enum { CHUNK = 16 };
 
 /* Four lanes of sums, each over every fourth column, the first one also over what is left. */
 typedef double vdouble __attribute__((vector_size(32)));
-typedef float vfloat __attribute__((vector_size(16)));
 typedef int64_t vlong __attribute__((vector_size(32)));
+
+static inline __attribute__((always_inline)) void add_four(const float *x, const float *y, vdouble sum[4], vdouble *max)
+{
+    vdouble a = {x[0], x[1], x[2], x[3]}, b = {y[0], y[1], y[2], y[3]}, d = a - b; /* one instruction each */
+    sum[0] += a * a, sum[1] += b * b, sum[2] += a * b, sum[3] += d * d;
+    d = (vdouble)((vlong)d & INT64_MAX);
+    vlong more = d > *max;
+    *max = (vdouble)((more & (vlong)d) | (~more & (vlong)*max));
+}
 
 WIDE static void add_row(struct sums *s, const float *x, const float *y, int64_t n)
 {
-    vdouble xx = {0}, yy = {0}, xy = {0}, dd = {0}, max = {0};
+    vdouble sum[4] = {{0}}, max[4] = {{0}}; /* four of the latter: none waits for the one before it */
     int64_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-        vfloat fx, fy;
-        memcpy(&fx, x + i, sizeof fx);
-        memcpy(&fy, y + i, sizeof fy);
-        vdouble a = __builtin_convertvector(fx, vdouble), b = __builtin_convertvector(fy, vdouble), d = a - b;
-        xx += a * a, yy += b * b, xy += a * b, dd += d * d;
-        d = (vdouble)((vlong)d & INT64_MAX);
-        vlong more = d > max;
-        max = (vdouble)((more & (vlong)d) | (~more & (vlong)max));
-    }
+    for (; i + 16 <= n; i += 16)
+        for (int u = 0; u < 4; u++) add_four(x + i + 4 * u, y + i + 4 * u, sum, &max[u]);
+    for (; i + 4 <= n; i += 4) add_four(x + i, y + i, sum, &max[0]);
     for (; i < n; i++) {
         double a = x[i], b = y[i], d = a - b;
-        xx[0] += a * a, yy[0] += b * b, xy[0] += a * b, dd[0] += d * d;
-        max[0] = fabs(d) > max[0] ? fabs(d) : max[0];
+        sum[0][0] += a * a, sum[1][0] += b * b, sum[2][0] += a * b, sum[3][0] += d * d;
+        max[0][0] = fabs(d) > max[0][0] ? fabs(d) : max[0][0];
     }
     for (int k = 0; k < 4; k++) {
-        s->xx += xx[k], s->yy += yy[k], s->xy += xy[k], s->dd += dd[k];
-        s->max = max[k] > s->max ? max[k] : s->max;
+        s->xx += sum[0][k], s->yy += sum[1][k], s->xy += sum[2][k], s->dd += sum[3][k];
+        for (int u = 0; u < 4; u++) s->max = max[u][k] > s->max ? max[u][k] : s->max;
+    }
+}
+
+/* Rows r … r+n−1, whose source is x: (n, n_in); y: (n_in) is overwritten. */
+static void add_rows(struct measure *m, int64_t r, int64_t n, const float *x, float *y)
+{
+    for (int64_t i = 0; i < n; i++) {
+        qweight_rows_f32(m->b, r + i, 1, y);
+        add_row(&m->part[(r + i) / CHUNK], x + i * m->a->n_in, y, m->a->n_in);
     }
 }
 
@@ -78,8 +88,7 @@ static void measure_rows(void *ctx, int64_t begin, int64_t end, int thread)
     float *x = mem_array((size_t)n_in * 2, sizeof *x), *y = x + n_in;
     for (int64_t r = begin; r < end; r++) {
         qweight_rows_f32(m->a, r, 1, x);
-        qweight_rows_f32(m->b, r, 1, y);
-        add_row(&m->part[r / CHUNK], x, y, n_in);
+        add_rows(m, r, 1, x, y);
     }
     free(x);
 }
@@ -104,20 +113,20 @@ static struct quant_stats total(const struct measure *m)
 
 /* ---- the driver of group-wise methods ---- */
 
-/* Rows a thread takes at a time: few enough that a thread whose processor also writes files is not waited for, and that
- * what is measured is still in the cache. */
+/* Rows a thread takes at a time, a multiple of those whose zero points share a word: few enough that a thread whose
+ * processor also writes files is not waited for. */
 enum { ITEM_ROWS = 32 };
 
 struct driver {
     const struct chooser *c;
     const struct quant_job *job;
     struct qbuffer *dst;
-    int64_t grain;  /* rows that touch no other rows' bytes */
+    int64_t grain;  /* rows from one that starts a block to the next: coded, and measured, while they are in the cache */
     float *absmax;  /* CODE_BOOK: f32 (blocks) */
     bool recode;    /* CODE_BOOK second pass: absmax is given */
     struct measure *measure; /* NULL: not now */
     struct mine {
-        float *x, *group; /* (grain, n_in), (n_in) */
+        float *x, *group; /* (grain, n_in), (n_in): columns of a group, then the row as it is read back */
         uint8_t *q;       /* (grain, n_in) */
         int64_t row; /* first bad row the thread met, or -1 */
         int64_t col;
@@ -146,12 +155,28 @@ WIDE static uint32_t round_floats(enum dtype t, float *x, int64_t n)
     return wrong;
 }
 
-/* Rows of the source, rounded to the dtype the codes are made from; false at a value that is not finite. */
+/* What the codes are made from. */
+static enum dtype source_dtype(const struct driver *d)
+{
+    const struct format *f = d->job->fmt;
+    return f->kind == CODE_FLOAT ? f->dtype : f->kind == CODE_STRIDED ? DT_F16 : d->job->model_dtype;
+}
+
+/* The memory's answer to the rows after these comes while these are coded: a row is often a page, behind which no
+ * processor looks by itself. */
+static void fetch_rows(const struct qweight *src, int64_t r, int64_t n)
+{
+    for (int64_t end = r + n < src->n_out ? r + n : src->n_out; src->src && r < end; r++) {
+        const char *p = tensor_row(src->src, r), *q = p + dtype_bytes(src->src->dtype, src->n_in);
+        for (; p < q; p += 64) __builtin_prefetch(p);
+    }
+}
+
+/* Rows of the source, rounded to that dtype; false at a value that is not finite. */
 static bool source_rows(struct driver *d, int64_t r, int64_t n, float *x, int thread)
 {
     const struct qweight *src = d->job->src;
-    const struct format *f = d->job->fmt;
-    enum dtype t = f->kind == CODE_FLOAT ? f->dtype : f->kind == CODE_STRIDED ? DT_F16 : d->job->model_dtype;
+    enum dtype t = source_dtype(d);
     qweight_rows_f32(src, r, n, x);
     if (!round_floats(src->out_dtype == t ? DT_F32 : t, x, n * src->n_in)) return true;
     qweight_rows_f32(src, r, n, x);
@@ -258,6 +283,7 @@ static void some_rows(void *ctx, int64_t begin, int64_t end, int thread)
     const struct format *f = d->job->fmt;
     int64_t n_in = d->job->src->n_in;
     struct mine *m = &d->mine[thread];
+    bool rounded = d->job->src->out_dtype != source_dtype(d);
     if (!m->x) {
         m->x = mem_array((size_t)(d->grain * n_in), sizeof *m->x);
         m->group = mem_array((size_t)n_in, sizeof *m->group);
@@ -266,6 +292,7 @@ static void some_rows(void *ctx, int64_t begin, int64_t end, int thread)
     for (int64_t r = begin; r < end && (m->row < 0 || r < m->row); r += d->grain) {
         int64_t n = end - r < d->grain ? end - r : d->grain;
         bool ok = source_rows(d, r, n, m->x, thread);
+        fetch_rows(d->job->src, r + n, d->grain);
         if (ok && f->kind == CODE_BOOK) book_rows(d, r, n, m->x, m->q);
         if (ok && f->kind == CODE_FLOAT)
             dtype_from_f32(f->dtype, m->x, (uint8_t *)d->dst->codes + (size_t)r * dtype_bytes(f->dtype, n_in), n * n_in);
@@ -273,8 +300,10 @@ static void some_rows(void *ctx, int64_t begin, int64_t end, int thread)
             if (f->kind == CODE_INT) ok = int_row(d, r + i, m->x + i * n_in, (int8_t *)m->q, thread);
             if (f->kind == CODE_STRIDED) ok = strided_row(d, r + i, m->x + i * n_in, m->group, (int8_t *)m->q, thread);
         }
+        if (!ok || !d->measure) continue;
+        if (rounded) qweight_rows_f32(d->job->src, r, n, m->x);
+        add_rows(d->measure, r, n, m->x, m->group);
     }
-    if (d->measure && m->row < 0) measure_rows(d->measure, begin, end, thread);
 }
 
 static int64_t gcd(int64_t a, int64_t b)
@@ -306,7 +335,7 @@ static int check_bad(const struct driver *d, struct err *e)
 int choose_run(const struct chooser *c, const struct quant_job *job, struct qbuffer *dst, struct quant_stats *stats,
                struct err *e)
 {
-    struct driver d = {.c = c, .job = job, .dst = dst, .grain = 8};
+    struct driver d = {.c = c, .job = job, .dst = dst, .grain = 1};
     const struct format *f = job->fmt;
     int64_t n_out = job->src->n_out, blocks = 0;
     if (f->kind == CODE_BOOK) {

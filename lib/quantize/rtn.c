@@ -33,21 +33,27 @@ typedef int32_t vint __attribute__((vector_size(4 * LANES)));
 
 WIDE static void min_max(const float *x, int64_t n, float *mn, float *mx)
 {
+    enum { CHAINS = 4 };  /* that do not wait for each other */
     float lo = 0, hi = 0; /* zero is always representable */
-    vfloat vlo = {0}, vhi = {0}, v;
+    vfloat vlo[CHAINS] = {{0}}, vhi[CHAINS] = {{0}}, v;
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        memcpy(&v, x + i, sizeof v);
-        vlo = SELECT(v < vlo, v, vlo);
-        vhi = SELECT(v > vhi, v, vhi);
-    }
+    for (; i + CHAINS * LANES <= n; i += CHAINS * LANES)
+        for (int c = 0; c < CHAINS; c++) {
+            memcpy(&v, x + i + c * LANES, sizeof v);
+            vlo[c] = SELECT(v < vlo[c], v, vlo[c]);
+            vhi[c] = SELECT(v > vhi[c], v, vhi[c]);
+        }
     for (; i < n; i++) {
         lo = x[i] < lo ? x[i] : lo;
         hi = x[i] > hi ? x[i] : hi;
     }
+    for (int c = 1; c < CHAINS; c++) {
+        vlo[0] = SELECT(vlo[c] < vlo[0], vlo[c], vlo[0]);
+        vhi[0] = SELECT(vhi[c] > vhi[0], vhi[c], vhi[0]);
+    }
     for (int k = 0; k < LANES; k++) {
-        lo = vlo[k] < lo ? vlo[k] : lo;
-        hi = vhi[k] > hi ? vhi[k] : hi;
+        lo = vlo[0][k] < lo ? vlo[0][k] : lo;
+        hi = vhi[0][k] > hi ? vhi[0][k] : hi;
     }
     *mn = lo;
     *mx = hi;
