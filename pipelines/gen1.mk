@@ -122,7 +122,7 @@ $(G)/leak.json: $(M)/f16/quant.json $(M)/.stamp/ppl $(G)/.stamp/sens $(S)/qppl.t
 	@$(call json,qppl -q $(M)/f16/model $(text_opts) $(leak) --max-windows 1)
 $(ALL_SENS) $(M)/ref.states $(foreach r,$(UNIFORM),$(call at,$(r))/ppl.json): | $(G)/leak.json
 
-random_ppl := $(text_opts) --max-windows $(RANDOM_WINDOWS) --ref $(M)/f16/model --ref-cache $(G)/ref-random.states
+random_ppl := $(text_opts) --max-windows $(RANDOM_WINDOWS) --ref $(M)/f16/model --ref-cache $(G)/ref-random.states $(logits)
 define random_rule
 $(G)/random/$(1).ppl.json: random.jq $(M)/f16/quant.json $(M)/.stamp/ppl $(G)/.stamp/random $(foreach f,$(CANDIDATES),$(M)/sens-isolated-$(f).json) \
     $(S)/qppl.tool $(S)/qquant.tool | $(GEN1_PPLS)

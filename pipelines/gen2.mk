@@ -3,7 +3,8 @@
 #   OUT/<model>/f16/model/                    the base of all formats: a link to a folder of 16-bit floats, else made of the source
 #   OUT/<model>/<recipe>/model/               by qquant; quant.json is written last and stands for the folder
 #   OUT/<model>/<recipe>/{load,ppl,bench}.json, say.json: what it says to PROMPT, ppl.nll: for qreport diff
-#   OUT/<model>/ref.states                    f16's hidden states on TEXT, so that f16 runs once and not once a format
+#   OUT/<model>/ref.states                    f16's hidden states on TEXT, so that f16 runs once and not once a format;
+#                                             ref.states.logits: its logits, if they take less than 2 GB
 #   OUT/<model>/gen2/                         report.md, report.csv, plots; report.json is written last and stands for them
 
 FORMATS := f16 int8-row int4-row int4-strided128 int4-g128 int4-g64 int4-g32 int4-g64-sym int4-g32-sym+mse nf4 nf4-dq fp4 \
@@ -42,11 +43,13 @@ $(M)/.stamp/say: FORCE
 $(M)/.stamp/gen2: FORCE
 	$(call put,printf '%s\n' 'rows $(ROWS)' 'save $(if $(SAVE_EVAL_RESULTS),$(call q,$(METRICS)))')
 
+# Reading the reference's logits is quicker than its head on a CPU.
+logits := $(if $(filter cpu,$(DEVICE)),--ref-logits 2048)
 threads := $(if $(THREADS),-t '$(call q,$(THREADS))')
 run := $(threads) --device '$(call q,$(DEVICE))' $(if $(COMPUTE),--compute '$(call q,$(COMPUTE))')
 text_opts := --text '$(call q,$(TEXT_PATH))' --text-form '$(call q,$(TEXT_FORM))' --protocol '$(call q,$(PROTOCOL))' $(run)
 ppl := $(text_opts) $(if $(CHARS),--chars '$(call q,$(CHARS))') $(if $(WINDOWS),--max-windows '$(call q,$(WINDOWS))') \
-    --ref $(M)/f16/model --ref-cache $(M)/ref.states
+    --ref $(M)/f16/model --ref-cache $(M)/ref.states $(logits)
 text := $(notdir $(subst $() ,_,$(TEXT_PATH)))
 # What int8 compute costs, where quality is computed in f32: a column of the report.
 also := $(if $(filter-out f32,$(COMPUTE)),,--also int8 --also-windows 4)

@@ -177,7 +177,7 @@ int main(int argc, char **argv)
     int64_t peak = mem_peak_rss();
     json_t *memory = memory_json(&m, &kv, &s, peak); /* before more is taken for measuring bandwidth */
     const char *what;
-    double bw = bench_read_bandwidth(&m, &c, &what), bytes = bench_decode_bytes(&m, &kv, depths.v[0], o.n_prompt, gen);
+    double bw = bench_read_bandwidth(&m, &c, trials > 1 ? 0.5 : 0, &what), bytes = bench_decode_bytes(&m, &kv, depths.v[0], o.n_prompt, gen);
 
     json_put(r.results, "compute", json_string(compute_name(be.compute)));
     json_put(r.results, "prompt_tokens", json_integer(o.n_prompt));

@@ -17,7 +17,7 @@
 
 static struct {
     const char *text, *text_form, *protocol, *nll, *ref, *ref_compute, *ref_cache, *leak, *also;
-    int64_t ctx, stride, chars, max_windows, also_windows;
+    int64_t ctx, stride, chars, max_windows, also_windows, ref_logits;
 } o = {.text_form = "file", .protocol = "llamacpp", .ref_compute = "f32", .also_windows = 8};
 
 static struct opt opts[] = {
@@ -37,6 +37,8 @@ static struct opt opts[] = {
      COMPUTE_NAMES, 0, 0},
     {"ref-cache", 0, OPT_STR, &o.ref_cache, "FILE", "keep the reference's final hidden states in this file and use them\n"
      "when they fit: same results, without running the reference again", NULL, 0, 0},
+    {"ref-logits", 0, OPT_INT, &o.ref_logits, "MIB", "keep the reference's logits too, in FILE" LOGITS_SUFFIX ", if they take no more\n"
+     "than this (4 bytes a scored token and word of the vocabulary)", NULL, 0, 1 << 24},
     {"also", 0, OPT_CHOICE, &o.also, "KIND", "compute the model's first windows in this too: its KL divergence from --compute",
      COMPUTE_NAMES, 0, 0},
     {"also-windows", 0, OPT_INT, &o.also_windows, "N", "windows for --also; 0 is all", NULL, 0, 1e15},
@@ -158,6 +160,7 @@ int main(int argc, char **argv)
     if (n != 1) die_usage("one MODEL was expected, %d given", n);
     if (!o.text) die_usage("--text FILE is needed");
     if (o.ref_cache && !o.ref) die_usage("--ref-cache needs --ref");
+    if (o.ref_logits && !o.ref_cache) die_usage("--ref-logits needs --ref-cache");
     struct err e;
     struct record r;
     record_begin(&r, &tool, argc, argv);
@@ -189,13 +192,14 @@ int main(int argc, char **argv)
                 (long long)cfg->vocab_size);
         states_key(key, &r, &text, &ws, compute_name(to->be->compute));
         if (to == &ref.m && o.ref_cache &&
-            ref_states_open(&states, o.ref_cache, key, ws.n_scored, to->cfg.hidden_size, &e))
+            ref_states_open(&states, o.ref_cache, key, ws.n_scored, to->cfg.hidden_size, cfg->vocab_size, &e))
             die("%s", e.msg);
     }
     msg_stage("%s: %s, %lld tokens, %lld windows, %lld scored%s", operands[0], o.protocol, (long long)text.n_ids,
               (long long)ws.n, (long long)ws.n_scored, o.ref ? states.rows ? ", reference kept" : ", with reference" : "");
     struct ppl_job job = {.model = &model.m, .ref = to, .states = &states, .save_states = o.ref_cache,
-                          .states_key = key, .tokens = text.ids, .windows = &ws, .bos = (int32_t)tokenizer_bos(tok)};
+                          .save_logits = ws.n_scored <= (o.ref_logits << 20) / 4 / cfg->vocab_size, .states_key = key,
+                          .tokens = text.ids, .windows = &ws, .bos = (int32_t)tokenizer_bos(tok)};
     struct windows first = windows_first(&ws, o.also_windows);
     if (o.also) job.n_keep = first.n_scored;
     if (o.also) job.keep = mem_array((size_t)job.n_keep * (size_t)cfg->hidden_size, sizeof *job.keep);

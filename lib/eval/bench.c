@@ -248,7 +248,7 @@ static void add_regions(struct regions *to, const struct checkpoint *c, const st
     }
 }
 
-double bench_read_bandwidth(const struct model *m, const struct checkpoint *c, const char **from)
+double bench_read_bandwidth(const struct model *m, const struct checkpoint *c, double seconds, const char **from)
 {
     if (m->be->ops->copy_bandwidth) {
         *from = "copy";
@@ -262,7 +262,7 @@ double bench_read_bandwidth(const struct model *m, const struct checkpoint *c, c
             add_regions(&all, c, &m->layers[l].w[op], linear_name(name, l, (enum op)op));
     bool own = all.bytes >= ENOUGH;
     *from = own ? "weights" : "buffer";
-    double v = own ? bandwidth_read(all.r, all.n, 0.5) : bandwidth_read_anonymous(BUFFER, 0.5);
+    double v = own ? bandwidth_read(all.r, all.n, seconds) : bandwidth_read_anonymous(BUFFER, seconds);
     free(all.r);
     return v;
 }

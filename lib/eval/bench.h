@@ -58,8 +58,9 @@ double bench_decode_bytes(const struct model *m, const struct kv_cache *kv, int6
 
 /* Bytes per second that this process reads with all its threads (eval/bandwidth.h): over the mapped weights of the model
  * themselves (*from = "weights"), which are resident anyway, or over a 128 MiB buffer of its own ("buffer") where those
- * are under 64 MiB, so that little memory is used for it. Of a device: its copies ("copy"), both directions counted. */
-double bench_read_bandwidth(const struct model *m, const struct checkpoint *c, const char **from);
+ * are under 64 MiB, so that little memory is used for it: the best of at least three passes, and of those that begin within
+ * `seconds`. Of a device: its copies ("copy"), both directions counted. */
+double bench_read_bandwidth(const struct model *m, const struct checkpoint *c, double seconds, const char **from);
 
 /* One pass at this depth on a timed backend (eval/kernel_timer.h), phases "fill" (if depth > 0), "prefill", "decode".
  * Puts "kernels", "phases" [{"phase", "wall_ms", "kernels_ms"}] and, where the host computes, "peak" (eval/peak.h),

@@ -13,38 +13,87 @@
 #define MAX_BATCH 8
 #define MAX_SLICE 256
 
-/* ---- a reference's states on disk ---- */
+/* ---- a reference's states and logits on disk ---- */
 
 static const char magic[8] = {'q', 'l', 'a', 'b', 'r', 'e', 'f', '1'};
 struct ref_head {
     char magic[8];
     char key[64];
-    int64_t n_scored, hidden;
-    char pad[40]; /* to 128 bytes: rows stay 64-byte aligned */
+    int64_t n_scored, width; /* of a row: hidden, or vocab */
+    char pad[40];            /* to 128 bytes: rows stay 64-byte aligned */
 };
 _Static_assert(sizeof(struct ref_head) == 128, "header of reference states");
 
+static int rows_open(const float **rows, struct file_map *map, const char *path, const char key[65], int64_t n_scored,
+                     int64_t width, struct err *e)
+{
+    if (!path_exists(path)) return 0;
+    if (file_map_open(map, path, e)) return -1;
+    const struct ref_head *h = (const void *)map->data;
+    size_t bytes = sizeof(float) * (size_t)n_scored * (size_t)width;
+    if (map->size != sizeof *h + bytes || memcmp(h->magic, magic, 8) || memcmp(h->key, key, 64) ||
+        h->n_scored != n_scored || h->width != width)
+        file_map_close(map);
+    else
+        *rows = (const float *)(const void *)(map->data + sizeof *h);
+    return 0;
+}
+
 int ref_states_open(struct ref_states *r, const char *path, const char key[65], int64_t n_scored, int64_t hidden,
-                    struct err *e)
+                    int64_t vocab, struct err *e)
 {
     memset(r, 0, sizeof *r);
-    if (!path_exists(path)) return 0;
-    if (file_map_open(&r->map, path, e)) return -1;
-    const struct ref_head *h = (const void *)r->map.data;
-    size_t rows = sizeof(float) * (size_t)n_scored * (size_t)hidden;
-    if (r->map.size != sizeof *h + rows || memcmp(h->magic, magic, 8) || memcmp(h->key, key, 64) ||
-        h->n_scored != n_scored || h->hidden != hidden) {
-        ref_states_close(r);
-        return 0;
-    }
-    r->rows = (const float *)(const void *)(r->map.data + sizeof *h);
-    return 0;
+    if (rows_open(&r->rows, &r->map, path, key, n_scored, hidden, e)) return -1;
+    if (!r->rows) return 0;
+    char *beside = mem_printf("%s%s", path, LOGITS_SUFFIX);
+    int rc = rows_open(&r->logits, &r->logits_map, beside, key, n_scored, vocab, e);
+    free(beside);
+    if (rc) ref_states_close(r);
+    return rc;
 }
 
 void ref_states_close(struct ref_states *r)
 {
     file_map_close(&r->map);
-    r->rows = NULL;
+    file_map_close(&r->logits_map);
+    r->rows = r->logits = NULL;
+}
+
+/* Rows of floats on their way from a device to a file. */
+struct saver {
+    struct file_out out;
+    bool open;
+    int64_t width;
+    float *host; /* (slice, width) */
+};
+
+static int saver_open(struct saver *s, const char *path, const char *key, int64_t n_scored, int64_t width, int64_t slice,
+                      struct err *e)
+{
+    if (file_out_open(&s->out, path, e)) return -1;
+    s->open = true;
+    s->width = width;
+    s->host = mem_array((size_t)slice * (size_t)width, sizeof *s->host);
+    struct ref_head h = {.n_scored = n_scored, .width = width};
+    memcpy(h.magic, magic, 8);
+    memcpy(h.key, key, 64);
+    return file_out_write(&s->out, &h, sizeof h, e);
+}
+
+static int save_rows(struct saver *s, struct backend *be, const float *rows, int64_t n, struct err *e)
+{
+    if (!s->open) return 0;
+    size_t bytes = (size_t)(n * s->width) * sizeof(float);
+    be->ops->download(be, s->host, rows, bytes);
+    return file_out_write(&s->out, s->host, bytes, e);
+}
+
+static int saver_close(struct saver *s, bool complete, struct err *e)
+{
+    free(s->host);
+    if (s->open && complete) return file_out_close(&s->out, e);
+    if (s->open) file_out_abort(&s->out);
+    return 0;
 }
 
 /* ---- one model's buffers ---- */
@@ -91,12 +140,10 @@ struct run {
     const struct ppl_job *job;
     struct ppl_result *r;
     struct side model, ref; /* ref: not opened where the reference is the model itself */
-    struct file_out out; /* states being saved */
-    bool saving;
+    struct saver states, logits; /* ref's, being saved */
     int64_t rows, slice; /* rows a forward, rows a slice of logits */
     int n_batch;         /* windows a forward */
     int32_t *tokens;     /* (rows) */
-    float *host;         /* (slice, hidden): states on their way to the file */
     int64_t done;        /* scored rows so far */
     struct progress bar;
 };
@@ -118,29 +165,27 @@ static void plan(struct run *x)
     x->rows = clamp(x->rows, 1, x->n_batch * ws->longest);
 }
 
-static int save_rows(struct run *x, const float *hidden, int64_t n, struct err *e)
-{
-    struct backend *be = x->job->ref->be;
-    size_t bytes = (size_t)n * (size_t)x->job->ref->cfg.hidden_size * sizeof(float);
-    be->ops->download(be, x->host, hidden, bytes);
-    return file_out_write(&x->out, x->host, bytes, e);
-}
-
 static int compare_slice(struct run *x, int64_t row, int64_t n, const int32_t *targets, struct err *e)
 {
     bool same = x->job->ref == x->job->model;
     struct side *ref = same ? &x->model : &x->ref;
     struct backend *be = ref->m->be;
     struct ppl_result *r = x->r;
-    int64_t D = ref->m->cfg.hidden_size, at = x->done;
+    int64_t D = ref->m->cfg.hidden_size, V = ref->m->cfg.vocab_size, at = x->done;
     const float *hidden = ref->rows ? ref->rows : ref->s.x + row * D;
-    if (ref->rows) be->ops->upload(be, ref->rows, x->job->states->rows + at * D, (size_t)(n * D) * sizeof(float));
-    if (x->saving && save_rows(x, hidden, n, e)) return -1;
-    if (!same) model_logits(ref->m, hidden, n, ref->logits);
+    if (ref->rows && x->job->states->logits) {
+        const float *from = x->job->states->logits + at * V;
+        be->ops->upload(be, ref->logits, from, (size_t)(n * V) * sizeof(float));
+        file_map_drop(from, (size_t)(n * V) * sizeof(float));
+    } else {
+        if (ref->rows) be->ops->upload(be, ref->rows, x->job->states->rows + at * D, (size_t)(n * D) * sizeof(float));
+        if (!same) model_logits(ref->m, hidden, n, ref->logits);
+    }
+    if (save_rows(&x->states, be, hidden, n, e) || save_rows(&x->logits, be, ref->logits, n, e)) return -1;
     struct backend *other = x->model.m->be; /* whose queue be knows nothing of */
     other->ops->sync(other);
     struct divergence d[MAX_SLICE];
-    be->ops->diverge(be, d, ref->logits, x->model.logits, targets, n, ref->m->cfg.vocab_size);
+    be->ops->diverge(be, d, ref->logits, x->model.logits, targets, n, V);
     for (int64_t i = 0; i < n; i++) {
         r->nll[at + i] = d[i].nll_model;
         r->nll_ref[at + i] = d[i].nll_ref;
@@ -188,11 +233,12 @@ static void put_tokens(struct run *x, int32_t *to, const struct window *w, int64
     if (pos == 0 && x->job->windows->replace_bos) to[0] = x->job->bos;
 }
 
-static void forward(struct run *x, struct side *s, struct span *spans, int n)
+/* Of each span the first skip[] rows are not scored. */
+static void forward(struct run *x, struct side *s, struct span *spans, const int64_t *skip, int n)
 {
     if (!s->s.x) return; /* no reference, or its states are stored */
     for (int i = 0; i < n; i++) spans[i].kv = &s->kv[i];
-    model_forward(s->m, x->tokens, spans, n, &s->s, NULL);
+    model_forward_last(s->m, x->tokens, spans, skip, n, &s->s);
 }
 
 static void restart(struct side *s)
@@ -206,9 +252,10 @@ static int run_long(struct run *x, const struct window *w, struct err *e)
     for (int64_t pos = 0; pos < w->n; pos += x->rows) {
         int64_t k = w->n - pos < x->rows ? w->n - pos : x->rows;
         struct span span = {NULL, 0, k};
+        int64_t skip = clamp(w->first - pos, 0, k);
         put_tokens(x, x->tokens, w, pos, k);
-        forward(x, &x->model, &span, 1);
-        forward(x, &x->ref, &span, 1);
+        forward(x, &x->model, &span, &skip, 1);
+        forward(x, &x->ref, &span, &skip, 1);
         if (score_rows(x, w, 0, pos, k, e)) return -1;
     }
     return 0;
@@ -220,14 +267,15 @@ static int run_batch(struct run *x, const struct window *w, int n, struct err *e
     restart(&x->ref);
     if (w->n > x->rows) return run_long(x, w, e);
     struct span spans[MAX_BATCH];
-    int64_t row = 0;
+    int64_t row = 0, skip[MAX_BATCH];
     for (int i = 0; i < n; i++) {
+        skip[i] = clamp(w[i].first, 0, w[i].n);
         put_tokens(x, x->tokens + row, &w[i], 0, w[i].n);
         spans[i] = (struct span){NULL, row, w[i].n};
         row += w[i].n;
     }
-    forward(x, &x->model, spans, n);
-    forward(x, &x->ref, spans, n);
+    forward(x, &x->model, spans, skip, n);
+    forward(x, &x->ref, spans, skip, n);
     for (int i = 0; i < n; i++)
         if (score_rows(x, &w[i], spans[i].row0, 0, w[i].n, e)) return -1;
     return 0;
@@ -235,13 +283,13 @@ static int run_batch(struct run *x, const struct window *w, int n, struct err *e
 
 static int start_saving(struct run *x, struct err *e)
 {
-    if (file_out_open(&x->out, x->job->save_states, e)) return -1;
-    x->saving = true;
-    struct ref_head h = {.n_scored = x->r->n, .hidden = x->job->ref->cfg.hidden_size};
-    memcpy(h.magic, magic, 8);
-    memcpy(h.key, x->job->states_key, 64);
-    x->host = mem_array((size_t)x->slice * (size_t)h.hidden, sizeof *x->host);
-    return file_out_write(&x->out, &h, sizeof h, e);
+    const struct ppl_job *j = x->job;
+    if (saver_open(&x->states, j->save_states, j->states_key, x->r->n, j->ref->cfg.hidden_size, x->slice, e)) return -1;
+    if (!j->save_logits) return 0;
+    char *beside = mem_printf("%s%s", j->save_states, LOGITS_SUFFIX);
+    int rc = saver_open(&x->logits, beside, j->states_key, x->r->n, j->ref->cfg.vocab_size, x->slice, e);
+    free(beside);
+    return rc;
 }
 
 int ppl_run(const struct ppl_job *job, struct ppl_result *r, struct err *e)
@@ -268,11 +316,8 @@ int ppl_run(const struct ppl_job *job, struct ppl_result *r, struct err *e)
     side_close(&x.model);
     side_close(&x.ref);
     free(x.tokens);
-    free(x.host);
-    if (x.saving) {
-        if (rc == 0) rc = file_out_close(&x.out, e);
-        else file_out_abort(&x.out);
-    }
+    if (saver_close(&x.logits, rc == 0, e)) rc = -1;
+    if (saver_close(&x.states, rc == 0, e)) rc = -1;
     if (rc) ppl_result_free(r);
     return rc;
 }

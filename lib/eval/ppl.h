@@ -7,15 +7,19 @@
 #include "model/model.h"
 
 /* Final hidden states of the reference at every scored row, (n_scored, hidden) f32 in scoring order: with them a second
- * model is compared without running the reference's layers again, bit for bit the same. A file of them carries a key,
- * the digest of whatever the states depend on (model, tokens, windows, compute). */
+ * model is compared without running the reference's layers again, bit for bit the same; with its logits (n_scored, vocab)
+ * as well, without running its head. A file of either carries a key, the digest of whatever they depend on (model, tokens,
+ * windows, compute). The logits' file has the states' name and LOGITS_SUFFIX. */
+#define LOGITS_SUFFIX ".logits"
 struct ref_states {
-    const float *rows; /* host; NULL: none */
-    struct file_map map;
+    const float *rows;   /* host; NULL: none */
+    const float *logits; /* host; NULL: none; never without rows */
+    struct file_map map, logits_map;
 };
-/* rows stays NULL when the file is absent or holds states of another key or shape (it is to be replaced then). */
+/* rows stays NULL when the file is absent or holds states of another key or shape (it is to be replaced then); the same
+ * for logits. */
 int ref_states_open(struct ref_states *r, const char *path, const char key[65], int64_t n_scored, int64_t hidden,
-                    struct err *e);
+                    int64_t vocab, struct err *e);
 void ref_states_close(struct ref_states *r);
 
 struct ppl_job {
@@ -23,6 +27,7 @@ struct ppl_job {
     const struct model *ref;         /* NULL: no comparison; model itself is run once, not twice */
     const struct ref_states *states; /* of ref (not of model); NULL or rows == NULL: it is run */
     const char *save_states;         /* with ref run: write its states to this file; NULL: do not */
+    bool save_logits;                /* and its logits beside */
     const char *states_key;          /* 64 hex digits, with save_states */
     const int32_t *tokens;
     const struct windows *windows;

@@ -11,7 +11,8 @@
 #include <string.h>
 
 #define CHUNK 512                       /* rows of one layer's run */
-#define SLICE 32                        /* rows of logits at a time */
+#define MAX_SLICE 128                   /* rows of logits at a time: so many, or what fits the budget */
+#define LOGITS_BUDGET ((int64_t)32 << 20)
 #define KEEP_LOGITS ((int64_t)96 << 20) /* bytes of reference logits kept; the rest is computed again when needed */
 #define ALL_OPS ((1u << N_OPS) - 1)
 
@@ -28,13 +29,13 @@ struct sweep {
     const struct sens_opts *o;
     struct sens_result *r;
     const int32_t *tokens;
-    int64_t T, D, V, L;
+    int64_t T, D, V, L, slice; /* slice: rows of logits at a time */
     struct kv_cache kv; /* of one layer at a time: whoever runs a layer writes all its rows before reading them */
     struct scratch s;
     float *x;                   /* (T, D), device: states on their way */
     float *clean, *quant;       /* (T, D), host: states entering the current layer */
     float *first, *last;        /* (T, D), host: clean states before layer 0 and after the last */
-    float *logits, *ref_part;   /* (SLICE, V), device */
+    float *logits, *ref_part;   /* (slice, V), device */
     float *ref_logits;          /* (n_ref, V), device: rows 0 … n_ref−1 of the reference */
     int64_t n_ref;
     struct slot *slots;         /* (L, N_OPS) */
@@ -207,9 +208,9 @@ static const float *reference(struct sweep *w, int64_t r0, int64_t n)
 static int compare_output(struct sweep *w, double *kld, double *delta_nll, const char *what, struct err *e)
 {
     double sum = 0, nll = 0;
-    struct divergence d[SLICE];
-    for (int64_t r0 = 0; r0 < w->T - 1; r0 += SLICE) {
-        int64_t n = w->T - 1 - r0 < SLICE ? w->T - 1 - r0 : SLICE;
+    struct divergence d[MAX_SLICE];
+    for (int64_t r0 = 0; r0 < w->T - 1; r0 += w->slice) {
+        int64_t n = w->T - 1 - r0 < w->slice ? w->T - 1 - r0 : w->slice;
         const float *ref = reference(w, r0, n);
         logits_of(w, w->x + r0 * w->D, n, w->logits);
         w->be->ops->diverge(w->be, d, ref, w->logits, w->tokens + r0 + 1, n, w->V);
@@ -237,9 +238,9 @@ static int run_reference(struct sweep *w, struct err *e)
     }
     store_states(w, w->last);
     double nll = 0;
-    struct score sc[SLICE];
-    for (int64_t r0 = 0; r0 < w->T - 1; r0 += SLICE) {
-        int64_t n = w->T - 1 - r0 < SLICE ? w->T - 1 - r0 : SLICE;
+    struct score sc[MAX_SLICE];
+    for (int64_t r0 = 0; r0 < w->T - 1; r0 += w->slice) {
+        int64_t n = w->T - 1 - r0 < w->slice ? w->T - 1 - r0 : w->slice;
         float *to = r0 + n <= w->n_ref ? w->ref_logits + r0 * w->V : w->logits;
         logits_of(w, w->x + r0 * w->D, n, to);
         w->be->ops->score(w->be, sc, to, w->tokens + r0 + 1, n, w->V);
@@ -435,7 +436,11 @@ static int set_up(struct sweep *w, struct err *e)
         if (n_out > widest) widest = n_out;
     }
     w->head_cost = (w->V * w->D + layer_size / 2) / layer_size;
-    w->n_ref = KEEP_LOGITS / logit_bytes < w->T ? KEEP_LOGITS / logit_bytes / SLICE * SLICE : w->T;
+    int64_t most = LOGITS_BUDGET / logit_bytes < MAX_SLICE ? LOGITS_BUDGET / logit_bytes : MAX_SLICE;
+    if (most < 8) most = 8;
+    int64_t slices = (w->T - 1 + most - 1) / most; /* even ones */
+    w->slice = (w->T - 1 + slices - 1) / slices;
+    w->n_ref = KEEP_LOGITS / logit_bytes < w->T ? KEEP_LOGITS / logit_bytes / w->slice * w->slice : w->T;
     size_t bytes = (size_t)(w->T * w->D) * sizeof(float);
     w->clean = mem_array(bytes, 1);
     w->quant = mem_array(bytes, 1);
@@ -448,10 +453,10 @@ static int set_up(struct sweep *w, struct err *e)
     int64_t sweep_cost = 4 * w->L + 2 * w->head_cost;
     w->total = sweep_cost;
     for (int64_t i = 0; i < w->r->n; i++) w->total += w->r->entries[i].done ? 0 : unit_cost(w, &w->r->entries[i]);
-    /* SLICE rows of states are normed in the scratch as well */
-    if (kv_alloc(&w->kv, w->m, w->T, e) || scratch_alloc(&w->s, w->m, chunk > SLICE ? chunk : SLICE, e)) return -1;
-    if (!(w->x = device_array(w, w->T, w->D, e)) || !(w->logits = device_array(w, SLICE, w->V, e)) ||
-        !(w->ref_part = device_array(w, SLICE, w->V, e)) || !(w->yq = device_array(w, chunk, widest, e)) ||
+    /* a slice of states is normed in the scratch as well */
+    if (kv_alloc(&w->kv, w->m, w->T, e) || scratch_alloc(&w->s, w->m, chunk > w->slice ? chunk : w->slice, e)) return -1;
+    if (!(w->x = device_array(w, w->T, w->D, e)) || !(w->logits = device_array(w, w->slice, w->V, e)) ||
+        !(w->ref_part = device_array(w, w->slice, w->V, e)) || !(w->yq = device_array(w, chunk, widest, e)) ||
         !(w->ref_logits = device_array(w, w->n_ref, w->V, e)))
         return -1;
     return 0;

@@ -142,8 +142,36 @@ void model_layer(const struct model *m, int64_t i, float *x, const struct span *
     mlp_block(m, i, x, n_tok, s, hook);
 }
 
-void model_forward(const struct model *m, const int32_t *tokens, const struct span *spans, int n_spans,
-                   struct scratch *s, const struct linear_hook *hook)
+/* Layer i for rows of which only the keys and values are wanted, `span` in a batch of its own: x has its rows. */
+static void keys_and_values(const struct model *m, int64_t i, const float *x, const struct span *span, struct scratch *s)
+{
+    const struct backend_ops *ops = m->be->ops;
+    const struct config *c = &m->cfg;
+    const struct layer *l = &m->layers[i];
+    const struct matmul kv[] = {{s->k, &l->w[OP_K], l->bias[OP_K]}, {s->v, &l->w[OP_V], l->bias[OP_V]}};
+    norm_matmul(m, kv, 2, x, l->attn_norm, s->h, span->n_new, true);
+    if (l->k_norm) ops->rmsnorm(m->be, s->k, s->k, l->k_norm, span->n_new * c->n_kv_heads, c->head_dim, c->rms_norm_eps);
+    ops->rope(m->be, s->k, span, 1, c->n_kv_heads, c->head_dim, m->inv_freq);
+    ops->kv_append(m->be, span, 1, i, s->k, s->v);
+}
+
+/* Layer i, one span after the other, each cut in two behind its first skip[] rows. */
+static void cut_layer(const struct model *m, int64_t i, const struct span *spans, const int64_t *skip, int n_spans,
+                      struct scratch *s)
+{
+    for (int j = 0; j < n_spans; j++) {
+        float *x = s->x + spans[j].row0 * m->cfg.hidden_size;
+        struct kv_cache rest = *spans[j].kv; /* the same memory, the first rows in it */
+        rest.n += skip[j];
+        if (skip[j] > 0) keys_and_values(m, i, x, &(struct span){spans[j].kv, 0, skip[j]}, s);
+        if (skip[j] < spans[j].n_new)
+            model_layer(m, i, x + skip[j] * m->cfg.hidden_size, &(struct span){&rest, 0, spans[j].n_new - skip[j]}, 1, s, NULL);
+    }
+}
+
+/* skip: as model_forward_last has it, or NULL */
+static void run_layers(const struct model *m, const int32_t *tokens, const struct span *spans, const int64_t *skip,
+                       int n_spans, struct scratch *s, const struct linear_hook *hook)
 {
     const struct config *c = &m->cfg;
     int64_t n_tok = rows_of(spans, n_spans);
@@ -152,9 +180,24 @@ void model_forward(const struct model *m, const int32_t *tokens, const struct sp
     m->be->ops->embed(m->be, s->x, &m->embed, tokens, n_tok);
     /* A row's page may come as one of 2 MB: of a large table, a hundred tokens would keep most resident. */
     if (m->give_back) qweight_drop(&m->table);
-    for (int64_t i = 0; i < c->n_layers; i++) model_layer(m, i, s->x, spans, n_spans, s, hook);
+    bool cut = false;
+    for (int i = 0; skip && i < n_spans; i++) cut |= skip[i] > 0;
+    for (int64_t i = 0; i < c->n_layers - cut; i++) model_layer(m, i, s->x, spans, n_spans, s, hook);
+    if (cut) cut_layer(m, c->n_layers - 1, spans, skip, n_spans, s);
     m->be->ops->rmsnorm(m->be, s->x, s->x, m->final_norm, n_tok, c->hidden_size, c->rms_norm_eps);
     for (int i = 0; i < n_spans; i++) spans[i].kv->n += spans[i].n_new;
+}
+
+void model_forward(const struct model *m, const int32_t *tokens, const struct span *spans, int n_spans,
+                   struct scratch *s, const struct linear_hook *hook)
+{
+    run_layers(m, tokens, spans, NULL, n_spans, s, hook);
+}
+
+void model_forward_last(const struct model *m, const int32_t *tokens, const struct span *spans, const int64_t *skip,
+                        int n_spans, struct scratch *s)
+{
+    run_layers(m, tokens, spans, skip, n_spans, s, NULL);
 }
 
 void model_logits(const struct model *m, const float *hidden, int64_t n_tok, float *logits)

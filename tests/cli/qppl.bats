@@ -118,6 +118,34 @@ ppl() { "$B/bin/qppl" -q "$@" >"$r"; }
     jq -cS .results "$r" | cmp - "$BATS_TEST_TMPDIR/plain"
 }
 
+@test "kept logits of the reference give the same results without its head, within the limit, and are replaced when they do not fit" {
+    c=$BATS_TEST_TMPDIR/states
+    ppl "$q" --text $text --ctx 64 --chars 1000 --ref "$m"
+    jq -cS .results "$r" >"$BATS_TEST_TMPDIR/plain"
+    scored=$(jq .results.n_scored "$r") vocab=$(jq .vocab_size "$m/config.json")
+    ppl "$q" --text $text --ctx 64 --chars 1000 --ref "$m" --ref-cache "$c" --ref-logits 16
+    jq -cS .results "$r" | cmp - "$BATS_TEST_TMPDIR/plain"
+    [ "$(stat -c %s "$c.logits")" = $((128 + 4 * scored * vocab)) ]
+    before=$(stat -c %Y.%i "$c" "$c.logits")
+    ppl "$q" --text $text --ctx 64 --chars 1000 --ref "$m" --ref-cache "$c" --ref-logits 16
+    jq -cS .results "$r" | cmp - "$BATS_TEST_TMPDIR/plain"
+    [ "$(stat -c %Y.%i "$c" "$c.logits")" = "$before" ]
+    printf '\0\0\200\177' | dd of="$c.logits" bs=1 seek=128 conv=notrunc status=none # they are what is read
+    if ppl "$q" --text $text --ctx 64 --chars 1000 --ref "$m" --ref-cache "$c" 2>/dev/null; then false; fi
+    ppl "$q" --text $text --ctx 32 --chars 1000 --ref "$m" --ref-cache "$c" --ref-logits 16
+    jq -cS .results "$r" >"$BATS_TEST_TMPDIR/small"
+    ppl "$q" --text $text --ctx 32 --chars 1000 --ref "$m"
+    jq -cS .results "$r" | cmp - "$BATS_TEST_TMPDIR/small"
+    printf x >"$c.logits"
+    ppl "$q" --text $text --ctx 32 --chars 1000 --ref "$m" --ref-cache "$c"
+    jq -cS .results "$r" | cmp - "$BATS_TEST_TMPDIR/small"
+    ppl "$m" --text $text --ctx 64 --chars 1000 --ref "$m" --ref-cache "$BATS_TEST_TMPDIR/own" --ref-logits 16
+    ppl "$q" --text $text --ctx 64 --chars 1000 --ref "$m" --ref-cache "$BATS_TEST_TMPDIR/own"
+    jq -cS .results "$r" | cmp - "$BATS_TEST_TMPDIR/plain"
+    ppl "$q" --text $text --ctx 64 --chars 1000 --ref "$m" --ref-cache "$BATS_TEST_TMPDIR/none"
+    [ ! -e "$BATS_TEST_TMPDIR/none.logits" ]
+}
+
 @test "a reference that is the model itself: no damage, and the states any other run keeps of it" {
     ppl "$q" --text $text --ctx 64 --chars 1000 --ref "$m" --ref-cache "$BATS_TEST_TMPDIR/two" # two models
     ppl "$m" --text $text --ctx 64 --chars 1000 --ref "$m" --ref-cache "$BATS_TEST_TMPDIR/one"
@@ -196,6 +224,7 @@ ppl() { "$B/bin/qppl" -q "$@" >"$r"; }
     refused 2 "not an integer" "$m" --text $text --ctx 12x
     refused 2 "unknown" "$m" --text $text --protocol none
     refused 2 "needs --ref" "$m" --text $text --ref-cache x
+    refused 2 "needs --ref-cache" "$m" --text $text --ref "$m" --ref-logits 1
 }
 
 @test "a closed or full stdout is a failure" {

@@ -167,8 +167,20 @@ static void pieces_and_batches(void **state)
                 for (int64_t i = 0; i < lens[s] * V; i++)
                     close_to(batch[spans[s].row0 * V + i], alone[i], TOL, "batch", kinds[k], devices[d]);
                 free(alone);
+            }
+            /* The last layer without the first rows of spans, all of one: what is left is the same. */
+            const int64_t skip[] = {10, 1, 0};
+            for (int s = 0; s < 3; s++) kvs[s].n = 0;
+            model_forward_last(&u.m, tokens, spans, skip, 3, &u.s);
+            float *rest = mem_array((size_t)(48 * V), sizeof *rest);
+            model_logits(&u.m, u.s.x, 48, rest);
+            for (int s = 0; s < 3; s++) {
+                assert_int_equal(kvs[s].n, lens[s]);
+                for (int64_t i = (spans[s].row0 + skip[s]) * V; i < (spans[s].row0 + lens[s]) * V; i++)
+                    close_to(rest[i], batch[i], TOL, "without first rows", kinds[k], devices[d]);
                 kv_free(&kvs[s], &u.m);
             }
+            free(rest);
             kv_free(&kv, &u.m);
             free(batch);
             free(part);

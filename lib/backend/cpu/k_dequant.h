@@ -100,16 +100,34 @@ static void dequant_int(const struct qweight *w, int64_t r, int64_t k0, int64_t 
     }
 }
 
+INLINE vf strided(vf q, vf zero, vf scale, const bool to_bf16)
+{
+    vf y = vf_round_f16(vf_mul(vf_round_f16(vf_sub(q, zero)), scale));
+    return to_bf16 ? vf_round_bf16(y) : y;
+}
+
+INLINE void strided_run(const struct qweight *w, int64_t r, int64_t k0, int64_t n, float *dst, const bool to_bf16)
+{
+    const uint16_t *zero = (const uint16_t *)w->zero + r * w->fmt.group;
+    const uint16_t *scale = (const uint16_t *)w->scale + r * w->fmt.group;
+    int64_t g = k0 % w->fmt.group, i = 0; /* both multiples of 16 */
+    for (; i + VL <= n; i += VL) {
+        vf_store(dst + i, strided(vf_load(dst + i), vf_load_f16(zero + g), vf_load_f16(scale + g), to_bf16));
+        g = g + VL < w->fmt.group ? g + VL : 0;
+    }
+    if (i < n) {
+        vf y = strided(vf_load_n(dst + i, n - i), vf_load_f16_n(zero + g, n - i), vf_load_f16_n(scale + g, n - i), to_bf16);
+        vf_store_n(dst + i, y, n - i);
+    }
+}
+
 static void dequant_strided(const struct qweight *w, int64_t r, int64_t k0, int64_t n, float *dst)
 {
     lut_run(iota16, (const uint8_t *)w->codes + r * ((w->n_in + 1) / 2) + k0 / 2, n, true, dst);
-    const uint16_t *zero = (const uint16_t *)w->zero + r * w->fmt.group;
-    const uint16_t *scale = (const uint16_t *)w->scale + r * w->fmt.group;
-    for (int64_t i = 0; i < n; i += VL) {
-        int64_t g = (k0 + i) % w->fmt.group, m = n - i < VL ? n - i : VL;
-        vf d = vf_round_f16(vf_sub(vf_load_n(dst + i, m), vf_load_f16_n(zero + g, m)));
-        vf_store_n(dst + i, round_out(vf_round_f16(vf_mul(d, vf_load_f16_n(scale + g, m))), w->out_dtype), m);
-    }
+    if (w->out_dtype == DT_BF16)
+        strided_run(w, r, k0, n, dst, true);
+    else
+        strided_run(w, r, k0, n, dst, false);
 }
 
 static void dequant_book(const struct qweight *w, int64_t r, int64_t k0, int64_t n, float *dst)

@@ -4,6 +4,8 @@
  * bits as the dot products there. */
 #include "backend/cpu/cpu.h"
 
+#include <string.h>
+
 enum {
     FEW = 48,        /* with fewer tokens packing does not pay */
     RUN_TOKENS = 192 /* runs of tokens are not cut below this */
@@ -60,12 +62,13 @@ static void pack_rows(const struct mm *mm, const struct cpu_weight *w, int64_t r
     }
 }
 
-static void store(float *to, const float *sums, const float *bias, int64_t n, bool first)
+static void store(const struct kernels *k, float *to, const float *sums, const float *bias, int64_t n, bool first)
 {
-    for (int64_t i = 0; i < n; i++) {
-        float v = first ? sums[i] : to[i] + sums[i];
-        to[i] = bias ? v + bias[i] : v;
-    }
+    if (first)
+        memcpy(to, sums, (size_t)n * sizeof *to);
+    else
+        k->add(to, sums, n);
+    if (bias) k->add(to, bias, n);
 }
 
 /* Rows r0 … r1−1 of one job for groups g0 … g1−1 of tokens. */
@@ -87,7 +90,7 @@ static void tile(const struct gemm *g, const struct matmul *job, int64_t r0, int
                 for (int64_t r = r0; r < r1; r += 16) __builtin_prefetch(job->y + (t0 + t) * n_out + r, 1);
             mm->c->k->gemm(packed, g->x + i * g->group_floats + block_at(g, k0), len, y);
             for (int64_t t = 0; t < n_tok; t++)
-                store(job->y + (t0 + t) * n_out + r0, y + t * GEMM_ROWS, bias, r1 - r0, k0 == 0);
+                store(mm->c->k, job->y + (t0 + t) * n_out + r0, y + t * GEMM_ROWS, bias, r1 - r0, k0 == 0);
         }
     }
 }
