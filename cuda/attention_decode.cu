@@ -136,20 +136,6 @@ __device__ __forceinline__ void merge(const float *o, const float2 *ml, int n, i
     }
 }
 
-/* Whether this block is the last of n to come here; what all have written before is then visible. Whole block. */
-__device__ __forceinline__ bool last_of(unsigned *count, int n)
-{
-    SHARED_ARRAY(unsigned, arrived, [1]);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) arrived[0] = atomicInc(count, unsigned(n - 1));
-    __syncthreads();
-    const bool last = arrived[0] == unsigned(n - 1);
-    if (last) __threadfence();
-    __syncthreads(); /* arrived may be written again */
-    return last;
-}
-
 template <class T, int LPT, int G> struct decode_shape {
     static constexpr int warps = LPT == 32 ? 4 : 8, threads = warps * 32, hd_max = LPT * 8, tokens = 32 / LPT;
     static constexpr int U = G == 8 ? 2 : 4;

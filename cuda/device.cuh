@@ -106,6 +106,23 @@ __device__ __forceinline__ float warp_max(float v)
     return v;
 }
 
+/* ---- blocks that each do a part; the last one to come adds the parts up, in their order. *count is zero before and
+ * after. */
+
+/* Whether this block is the last of n to come here; what all have written before is then visible. Whole block. */
+__device__ __forceinline__ bool last_of(unsigned *count, int n)
+{
+    SHARED_ARRAY(unsigned, arrived, [1]);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) arrived[0] = atomicInc(count, unsigned(n - 1));
+    __syncthreads();
+    const bool last = arrived[0] == unsigned(n - 1);
+    if (last) __threadfence();
+    __syncthreads(); /* arrived may be written again */
+    return last;
+}
+
 /* ---- cp.async: Bytes (4, 8 or 16) from global to shared memory, of which src_bytes are read and the rest are zeros.
  * Before sm_80, which has no such instruction, the copy is done at once. */
 

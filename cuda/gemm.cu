@@ -15,7 +15,11 @@
  *
  * 128 × 64 with 8 warps of 32 × 32: 32 sums a lane, at most 128 registers, 39 … 44 KB of shared memory: two blocks a
  * multiprocessor everywhere. For up to 64 tokens 32 × 64. Blocks with the same rows are neighbours, so that
- * weights come from memory once. */
+ * weights come from memory once.
+ *
+ * A matrix with few rows is fewer tiles than there are multiprocessors. Then the columns are cut too (gemm_int8), grid z:
+ * each block leaves its sums in `parts`, and the last one of a tile adds all up, in the order of the columns whoever is
+ * last, and stores the results. */
 #include "gemm.cuh"
 
 #include "acts.cuh"
@@ -56,7 +60,8 @@ template <enum gemm_mode Mode, int BM, int BN, int Threads> struct copier {
     int a_bytes[n_a], meta_bytes; /* 16, or 0 */
     int b_left[n_b];              /* bytes of the row from there on */
 
-    __device__ __forceinline__ copier(const struct gemm_args &g, const struct gemm_job &job, int m0, int n0)
+    /* From step `first` on. */
+    __device__ __forceinline__ copier(const struct gemm_args &g, const struct gemm_job &job, int m0, int n0, int first)
     {
         const int8_t *x = S::ints ? g.acts.q : static_cast<const int8_t *>(g.x);
         const size_t x_row = S::ints ? size_t(g.acts.n_chunks) * 32 : size_t(g.ldx) * 2;
@@ -64,17 +69,17 @@ template <enum gemm_mode Mode, int BM, int BN, int Threads> struct copier {
 #pragma unroll
         for (int j = 0; j < n_a; j++) {
             const int r = m0 + (tid + j * Threads) / 4;
-            a[j] = x + min(r, last) * x_row + tid % 4 * 16;
+            a[j] = x + min(r, last) * x_row + first * STEP + tid % 4 * 16;
             a_bytes[j] = r <= last ? 16 : 0;
         }
 #pragma unroll
         for (int j = 0; j < n_b; j++) {
-            const int r = n0 + (tid + j * Threads) / parts, at = tid % parts * 16;
+            const int r = n0 + (tid + j * Threads) / parts, at = first * S::b_row + tid % parts * 16;
             b[j] = job.w.data + job.w.codes_at + min(r, int(job.w.n_out) - 1) * size_t(job.w.row_bytes) + at;
             b_left[j] = r < job.w.n_out ? int(job.w.row_bytes) - at : 0;
         }
         meta_bytes = m0 + tid <= last ? 16 : 0;
-        meta = S::ints ? g.acts.meta + size_t(min(m0 + tid, last)) * g.acts.n_chunks : nullptr;
+        meta = S::ints ? g.acts.meta + size_t(min(m0 + tid, last)) * g.acts.n_chunks + first * 2 : nullptr;
     }
 
     /* Starts the copies of the next step. */
@@ -159,7 +164,38 @@ __device__ __forceinline__ void load_b(uint32_t (&b)[NT][2], const struct stage<
     }
 }
 
-/* Grid: x token tiles, y row tiles of all jobs. Dynamic shared memory: the stages. */
+/* This block's sums to the others' of the tile; in its last block: true, and the sums of all. */
+template <int MT, int NT, int Threads>
+__device__ __forceinline__ bool add_parts(float (&acc)[MT][NT][4], const struct gemm_args &a)
+{
+    constexpr int part = MT * NT * Threads;
+    const unsigned tile = blockIdx.y * gridDim.x + blockIdx.x;
+    float4 *const first = a.parts + size_t(tile) * gridDim.z * part + threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < MT * NT; i++) {
+        const float(&v)[4] = acc[i / NT][i % NT];
+        first[size_t(blockIdx.z) * part + i * Threads] = make_float4(v[0], v[1], v[2], v[3]);
+    }
+    if (!last_of(a.count + tile, int(gridDim.z))) return false;
+#pragma unroll
+    for (int i = 0; i < MT * NT; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) acc[i / NT][i % NT][e] = 0;
+#pragma unroll 2
+    for (unsigned z = 0; z < gridDim.z; z++) {
+        float4 v[MT * NT]; /* all on their way before the first is added */
+#pragma unroll
+        for (int i = 0; i < MT * NT; i++) v[i] = __ldcg(first + size_t(z) * part + i * Threads);
+#pragma unroll
+        for (int i = 0; i < MT * NT; i++) {
+            float(&to)[4] = acc[i / NT][i % NT];
+            to[0] += v[i].x, to[1] += v[i].y, to[2] += v[i].z, to[3] += v[i].w;
+        }
+    }
+    return true;
+}
+
+/* Grid: x token tiles, y row tiles of all jobs, z parts of the columns. Dynamic shared memory: the stages. */
 template <enum gemm_mode Mode, int BM, int BN, int WM, int WN>
 __global__ void __launch_bounds__((BM / WM) * (BN / WN) * 32, BM == 128 ? 2 : 4)
     gemm_kernel(const GRID_CONSTANT struct gemm_args a)
@@ -174,25 +210,27 @@ __global__ void __launch_bounds__((BM / WM) * (BN / WN) * 32, BM == 128 ? 2 : 4)
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, t = lane % 4;
     const int m0 = blockIdx.x * BM, n0 = int(blockIdx.y - first) * BN;
     const int wm = warp / (BN / WN) * WM, wn = warp % (BN / WN) * WN;
-    const int chunks = (a.n_in + 31) / 32, steps = S::ints ? (chunks + 1) / 2 : chunks;
+    const int chunks = (a.n_in + 31) / 32, all = S::ints ? (chunks + 1) / 2 : chunks;
+    const int begin = S::ints ? int(blockIdx.z) * all / int(gridDim.z) : 0;
+    const int steps = (S::ints ? int(blockIdx.z + 1) * all / int(gridDim.z) : all) - begin;
     const uint32_t *const tw = reinterpret_cast<const uint32_t *>(job.w.table);
     const uint32_t table[4] = {tw[0], tw[1], tw[2], tw[3]};
     /* which scale this thread brings: 2·BN a step, no more than there are threads */
     static_assert(2 * BN <= Threads, "one each");
-    const int my_row = threadIdx.x % BN, my_chunk = threadIdx.x / BN;
+    const int my_row = threadIdx.x % BN, my_chunk = threadIdx.x / BN, chunk0 = begin * 2 + my_chunk;
     auto put_group = [&](S &to, const struct group_value &v) {
         if (!S::ints || my_chunk > 1) return;
         to.scale[S::ints ? my_chunk : 0][my_row] = v.scale;
         if (Mode == MODE_INT4) to.zero[Mode == MODE_INT4 ? my_chunk : 0][my_row] = v.zero * 0x01010101u;
     };
     struct group_value group = {};
-    struct copier<Mode, BM, BN, Threads> copy(a, job, m0, n0);
+    struct copier<Mode, BM, BN, Threads> copy(a, job, m0, n0, begin);
 
 #pragma unroll
     for (int k = 0; k < STAGES - 1; k++) {
         if (k < steps) {
             copy.start(st[k]);
-            if (S::ints) put_group(st[k], read_group<Mode>(job.w, n0 + my_row, k * 2 + my_chunk, chunks));
+            if (S::ints) put_group(st[k], read_group<Mode>(job.w, n0 + my_row, k * 2 + chunk0, chunks));
         }
         cp_async_commit();
     }
@@ -203,7 +241,7 @@ __global__ void __launch_bounds__((BM / WM) * (BN / WN) * 32, BM == 128 ? 2 : 4)
         const int next = k + STAGES - 1;
         if (next < steps) {
             copy.start(st[next % STAGES]);
-            if (S::ints) group = read_group<Mode>(job.w, n0 + my_row, next * 2 + my_chunk, chunks);
+            if (S::ints) group = read_group<Mode>(job.w, n0 + my_row, next * 2 + chunk0, chunks);
         }
         cp_async_commit();
         const S &now = st[k % STAGES];
@@ -247,6 +285,8 @@ __global__ void __launch_bounds__((BM / WM) * (BN / WN) * 32, BM == 128 ? 2 : 4)
         if (next < steps) put_group(st[next % STAGES], group);
     }
     cp_async_wait<0>();
+    if constexpr (S::ints)
+        if (gridDim.z > 1 && !add_parts<MT, NT, Threads>(acc, a)) return;
     const bool one = S::ints && job.w.one_scale;
 #pragma unroll
     for (int j = 0; j < NT; j++)
@@ -271,37 +311,55 @@ __global__ void __launch_bounds__((BM / WM) * (BN / WN) * 32, BM == 128 ? 2 : 4)
         }
 }
 
+/* Parts of the columns. Cut only where there are fewer tiles than multiprocessors, which then wait for memory most of
+ * the time: into as many parts as run at once, but each of 16 steps or more (1024 columns; adding the parts up takes as
+ * long as some ten steps), and no more than there is room for. */
+static unsigned parts_of(const struct cuda_env *env, const struct gemm_args *a, int64_t tiles, int blocks_at_once,
+                         size_t part_bytes)
+{
+    enum { LEAST = 16 };
+    if (tiles >= env->n_sm) return 1;
+    int64_t n = int64_t(env->n_sm) * blocks_at_once / tiles, most = (int64_t(a->n_in) + STEP - 1) / STEP / LEAST;
+    n = n < most ? n : most;
+    most = int64_t(a->parts_bytes / part_bytes) / tiles;
+    n = n < most ? n : most;
+    return unsigned(n < 1 ? 1 : n);
+}
+
+/* env NULL: columns are not cut. */
 template <enum gemm_mode Mode, int BM, int WM>
-static void gemm_go(const char *name, struct gemm_args *a, cudaStream_t s)
+static void gemm_go(const char *name, const struct cuda_env *env, struct gemm_args *a, cudaStream_t s)
 {
     constexpr int BN = 64, WN = 32, Threads = (BM / WM) * (BN / WN) * 32;
     using S = struct stage<Mode, BM, BN>;
-    const dim3 grid(unsigned((a->n_tok + BM - 1) / BM), gemm_divide(a, BN));
+    dim3 grid(unsigned((a->n_tok + BM - 1) / BM), gemm_divide(a, BN));
+    if (env) grid.z = parts_of(env, a, int64_t(grid.x) * grid.y, BM == 128 ? 2 : 4, BM * BN * sizeof(float));
     launch(name, gemm_kernel<Mode, BM, BN, WM, WN>, grid, dim3(Threads), S::count * sizeof(S), s, *a);
 }
-template <enum gemm_mode Mode> static void gemm_of(const char *name, struct gemm_args *a, cudaStream_t s)
+template <enum gemm_mode Mode>
+static void gemm_of(const char *name, const struct cuda_env *env, struct gemm_args *a, cudaStream_t s)
 {
     if (a->n_tok > 64)
-        gemm_go<Mode, 128, 32>(name, a, s);
+        gemm_go<Mode, 128, 32>(name, env, a, s);
     else
-        gemm_go<Mode, 32, 16>(name, a, s);
+        gemm_go<Mode, 32, 16>(name, env, a, s);
 }
 
-void gemm_int8(struct gemm_args *a, cudaStream_t s)
+void gemm_int8(const struct cuda_env *env, struct gemm_args *a, cudaStream_t s)
 {
     const enum cuda_kind kind = a->job[0].w.kind;
     if (kind == CUW_INT4)
-        gemm_of<MODE_INT4>("gemm_int8", a, s);
+        gemm_of<MODE_INT4>("gemm_int8", env, a, s);
     else if (kind == CUW_BOOK)
-        gemm_of<MODE_BOOK>("gemm_int8", a, s);
+        gemm_of<MODE_BOOK>("gemm_int8", env, a, s);
     else
-        gemm_of<MODE_INT8>("gemm_int8", a, s);
+        gemm_of<MODE_INT8>("gemm_int8", env, a, s);
 }
 
 void gemm_half(struct gemm_args *a, enum cuda_float type, cudaStream_t s)
 {
     if (type == CUF_F16)
-        gemm_of<MODE_F16>("gemm_f16", a, s);
+        gemm_of<MODE_F16>("gemm_f16", nullptr, a, s);
     else
-        gemm_of<MODE_BF16>("gemm_bf16", a, s);
+        gemm_of<MODE_BF16>("gemm_bf16", nullptr, a, s);
 }

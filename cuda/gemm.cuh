@@ -24,11 +24,22 @@ struct gemm_args {
     struct cuda_acts acts; /* gemm_int8 */
     const void *x;         /* gemm_half: (n_tok, ldx) of the type, zeros behind n_in; gemm_f32: f32 (n_tok, ldx) */
     int64_t ldx;           /* gemm_half: a multiple of 32 */
+    /* gemm_int8: where blocks that have a part of the columns each leave their sums, as many bytes as there are (0: no
+     * such blocks), and gemm_counters bytes, zero before the first launch and after each */
+    float4 *parts;
+    size_t parts_bytes;
+    unsigned *count;
 };
+
+/* A tile whose columns are cut has one; with as many tiles as multiprocessors none is cut. */
+static inline size_t gemm_counters(const struct cuda_env *env)
+{
+    return (size_t(env->n_sm) * sizeof(unsigned) + 255) / 256 * 256;
+}
 
 /* Jobs of one kind. gemm_half and gemm_f32: w has rows of `type` (f32), row_bytes a multiple of 16 and zeros behind
  * n_in. */
-void gemm_int8(struct gemm_args *a, cudaStream_t s);
+void gemm_int8(const struct cuda_env *env, struct gemm_args *a, cudaStream_t s);
 void gemm_half(struct gemm_args *a, enum cuda_float type, cudaStream_t s);
 void gemm_f32(struct gemm_args *a, cudaStream_t s);
 

@@ -245,13 +245,16 @@ static size_t slice_bytes(const struct cuda_env *env, int64_t ld)
 }
 static int64_t padded(int64_t n_in) { return round_up(n_in, 32); }
 
+/* In this order: counters of the integer tiles, which stay zero between launches whatever their shapes and are in
+ * nobody's way; activations; dequantized rows, or sums of parts of the columns. */
 size_t matmul_scratch(const struct cuda_env *env, enum compute compute, int64_t n_tok, int64_t n_in)
 {
     const bool ints = compute == COMPUTE_INT8 || compute == COMPUTE_INT8X2;
     const bool halves = compute != COMPUTE_F32 && compute != COMPUTE_INT8X2 && n_tok > GEMV_TOKENS;
     size_t acts = ints ? acts_bytes(n_tok * rows_of(compute), n_in) : 0;
     size_t half = halves ? size_t(round_up(n_tok * padded(n_in) * 2, 256)) : 0;
-    return (acts > half ? acts : half) + (n_tok <= GEMV_TOKENS ? 0 : slice_bytes(env, padded(n_in)));
+    return (ints ? gemm_counters(env) : 0) + (acts > half ? acts : half) +
+           (n_tok <= GEMV_TOKENS ? 0 : slice_bytes(env, padded(n_in)));
 }
 
 /* ---- few tokens */
@@ -395,8 +398,15 @@ static int float_job(const struct many *c, const struct cuda_job *job)
     return 0;
 }
 
+/* The scratch of integer tiles: m's counters, and what dequantized rows would have. */
+struct room {
+    unsigned *count;
+    float4 *parts;
+    size_t parts_bytes;
+};
+
 /* Integer tiles: all jobs of a kind in one launch, then the partners, which need the gates. */
-static void int8_jobs(const struct cuda_matmul *m, const struct cuda_job *jobs, int n, const struct cuda_acts *acts,
+static void int8_jobs(const struct cuda_env *env, const struct cuda_matmul *m, const struct room *room, const struct cuda_job *jobs, int n, const struct cuda_acts *acts,
                       cudaStream_t s)
 {
     for (int partner = 0; partner < 2; partner++)
@@ -417,22 +427,26 @@ static void int8_jobs(const struct cuda_matmul *m, const struct cuda_job *jobs, 
             a.n_tok = int(m->n_tok) * a.per;
             a.n_in = int(m->n_in);
             a.acts = *acts;
-            if (a.n_jobs) gemm_int8(&a, s);
+            a.count = room->count;
+            a.parts = room->parts;
+            a.parts_bytes = room->parts_bytes;
+            if (a.n_jobs) gemm_int8(env, &a, s);
         }
 }
 
-static void int_jobs(const struct cuda_env *env, const struct cuda_matmul *m, const struct cuda_job *jobs, int n,
-                     enum path p, const struct cuda_acts *acts, bool out, cudaStream_t s)
+static void int_jobs(const struct cuda_env *env, const struct cuda_matmul *m, const struct room *room,
+                     const struct cuda_job *jobs, int n, enum path p, const struct cuda_acts *acts, bool out,
+                     cudaStream_t s)
 {
     if (p == PATH_GEMV_INT8)
         gemv_jobs(env, m, jobs, n, p, acts, out, s);
     else
-        int8_jobs(m, jobs, n, acts, s);
+        int8_jobs(env, m, room, jobs, n, acts, s);
 }
 
 /* int8x2 of code books: what the first table left of the values, by the second one, added to y. */
-static void rest_of_books(const struct cuda_env *env, const struct cuda_matmul *m, const struct cuda_job *jobs, int n,
-                          enum path p, const struct cuda_acts *acts, cudaStream_t s)
+static void rest_of_books(const struct cuda_env *env, const struct cuda_matmul *m, const struct room *room,
+                          const struct cuda_job *jobs, int n, enum path p, const struct cuda_acts *acts, cudaStream_t s)
 {
     struct cuda_weight w[GEMV_JOBS];
     struct cuda_job rest[GEMV_JOBS];
@@ -445,7 +459,7 @@ static void rest_of_books(const struct cuda_env *env, const struct cuda_matmul *
         rest[k] = {jobs[i].y, &w[k], nullptr, jobs[i].y, nullptr, nullptr, nullptr};
         k++;
     }
-    if (k) int_jobs(env, m, rest, k, p, acts, false, s);
+    if (k) int_jobs(env, m, room, rest, k, p, acts, false, s);
 }
 
 /* ---- */
@@ -482,9 +496,15 @@ int cuda_matmul(const struct cuda_env *env, const struct cuda_matmul *m, cudaStr
     }
 
     struct cuda_acts acts = {};
-    uint8_t *mem = static_cast<uint8_t *>(m->scratch);
     const int64_t ldx = padded(m->n_in);
     const int per = rows_of(m->compute);
+    const bool few = m->n_tok <= GEMV_TOKENS;
+    uint8_t *const scratch = static_cast<uint8_t *>(m->scratch);
+    uint8_t *const mem =
+        scratch + (m->compute == COMPUTE_INT8 || m->compute == COMPUTE_INT8X2 ? gemm_counters(env) : 0);
+    const size_t slice = few ? 0 : slice_bytes(env, ldx);
+    uint8_t *const behind = scratch + matmul_scratch(env, m->compute, m->n_tok, m->n_in) - slice;
+    const struct room room = {reinterpret_cast<unsigned *>(scratch), reinterpret_cast<float4 *>(behind), slice};
     assert(!(m->acts || m->out || m->norm) || per == 1);
     if (n_of[PATH_GEMV_INT8] + n_of[PATH_GEMM_INT8]) {
         if (m->acts)
@@ -493,17 +513,15 @@ int cuda_matmul(const struct cuda_env *env, const struct cuda_matmul *m, cudaStr
             quantize_rows(&(acts = acts_at(mem, m->n_tok * per, m->n_in)), m->x, m->n_tok, m->n_in, per, s);
     }
     /* the one result is wanted quantized: in the kernel, if its blocks of 32 rows fill the device */
-    const bool few = m->n_tok <= GEMV_TOKENS;
     const bool out_inside = m->out && few && !n_apart && m->jobs[0].w->n_out >= 32 * int64_t(env->n_sm);
     for (enum path p : {PATH_GEMV_INT8, PATH_GEMM_INT8}) {
-        int_jobs(env, m, of[p], n_of[p], p, &acts, out_inside, s);
-        if (per > 1) rest_of_books(env, m, of[p], n_of[p], p, &acts, s);
+        int_jobs(env, m, &room, of[p], n_of[p], p, &acts, out_inside, s);
+        if (per > 1) rest_of_books(env, m, &room, of[p], n_of[p], p, &acts, s);
     }
     gemv_jobs(env, m, of[PATH_GEMV_F32], n_of[PATH_GEMV_F32], PATH_GEMV_F32, &acts, out_inside, s);
 
     struct many c = {env, m, CUF_F32, m->x, m->n_in, nullptr, s};
-    size_t front = matmul_scratch(env, m->compute, m->n_tok, m->n_in) - (few ? 0 : slice_bytes(env, ldx));
-    c.slice = mem + front;
+    c.slice = behind;
     for (int i = 0; i < n_of[PATH_F32]; i++)
         if (float_job(&c, &of[PATH_F32][i])) return -1;
     c.x = mem; /* quantized activations are no longer needed there */

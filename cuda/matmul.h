@@ -88,7 +88,8 @@ static inline struct cuda_matmul matmul_of(const struct cuda_job *jobs, int n_jo
 /* All weights have n_in columns. Returns 0, or −1 if env->blas failed. */
 int cuda_matmul(const struct cuda_env *env, const struct cuda_matmul *m, cudaStream_t s);
 
-/* Bytes of scratch: enough for any weights of up to n_in columns and up to n_tok tokens. */
+/* Bytes of scratch: enough for any weights of up to n_in columns and up to n_tok tokens. The memory is zeroed once, when
+ * it is made; products of one `compute` and device may share it, and leave its counters zero. */
 size_t matmul_scratch(const struct cuda_env *env, enum compute compute, int64_t n_tok, int64_t n_in);
 /* Every job reads quantized activations: quantize them once, in the kernel that makes x, and give acts. */
 bool matmul_uses_acts(const struct cuda_env *env, const struct cuda_matmul *m);

@@ -46,6 +46,15 @@ static std::vector<float> integers(int64_t n_tok, int64_t n_in)
     return x;
 }
 
+static void exactly(const std::vector<float> &got, const std::vector<double> &want, const char *what)
+{
+    for (size_t i = 0; i < got.size(); i++) {
+        if (double(got[i]) == want[i]) continue;
+        CHECK(false, "%s: element %zu is %.9g, not exactly %.9g", what, i, double(got[i]), want[i]);
+        break;
+    }
+}
+
 static void one_int8(const char *format, enum dtype dtype, int n_out, int n_in, int n_tok, filled::fill how)
 {
     if (book(format)) n_in = (n_in + 31) / 32 * 32;
@@ -57,12 +66,8 @@ static void one_int8(const char *format, enum dtype dtype, int n_out, int n_in, 
     char what[96];
     snprintf(what, sizeof what, "%s %s %dx%d, %d tokens", format, dtype_traits(dtype)->name, n_out, n_in, n_tok);
     SHAPE("%s %dx%d·%d", format, n_out, n_in, n_tok);
-    if (!exact) return compare(got, want.y, want.magnitude, eps32 * (n_in / 32 + 8), what);
-    for (size_t i = 0; i < got.size(); i++) {
-        if (double(got[i]) == want.y[i]) continue;
-        CHECK(false, "%s: element %zu is %.9g, not exactly %.9g", what, i, double(got[i]), want.y[i]);
-        break;
-    }
+    if (exact) exactly(got, want.y, what);
+    else compare(got, want.y, want.magnitude, eps32 * (n_in / 32 + 8), what);
 }
 
 EMU_TEST(gemm_int8)
@@ -310,6 +315,156 @@ EMU_TEST(gemm_blas)
     m.scratch = scratch.p;
     CHECK(cuda_matmul(&e, &m, nullptr) == -1, "a failing cuBLAS is told");
     CHECK(cudaDeviceSynchronize() == cudaSuccess, "what was queued ends");
+}
+
+/* ---- columns cut among blocks, where tiles are few */
+
+struct cut {
+    const char *format;
+    int n_out, n_in, n_tok, n_sm;
+    int blocks; /* of tiles: these times the parts of the columns */
+    filled::fill how;
+    bool twice; /* int8x2 */
+};
+
+static uint64_t blocks_run()
+{
+#ifdef CUDA_EMU
+    return emu::counts.blocks;
+#else
+    return 0;
+#endif
+}
+/* begin: blocks_run before the product, which quantizes n_tok rows. */
+static void check_blocks(uint64_t begin, int64_t n_tok, int64_t n_in, int want, const char *what)
+{
+#ifdef CUDA_EMU
+    const int64_t quantize = n_tok * ((acts_at(nullptr, 1, n_in).n_chunks * 32 + 255) / 256);
+    CHECK(int64_t(emu::counts.blocks - begin) - quantize == want, "%s: %d blocks, not %d", what,
+          int(int64_t(emu::counts.blocks - begin) - quantize), want);
+#else
+    (void)begin, (void)n_tok, (void)n_in, (void)want, (void)what;
+#endif
+}
+
+/* As the backend gives it: one for products of all shapes, zero when it is new. Here only the counters are. */
+struct shared_scratch : dev<uint8_t> {
+    static constexpr size_t counters = 256; /* of up to 64 multiprocessors */
+    explicit shared_scratch(size_t bytes) : dev<uint8_t>(bytes)
+    {
+        if (cudaMemset(p, 0, counters) != cudaSuccess) check::broken("counters", bytes);
+    }
+    void check_counters(const char *what) const
+    {
+        const std::vector<uint8_t> v = get();
+        for (size_t i = 0; i < counters; i++) CHECK(v[i] == 0, "%s: byte %zu of the counters is %d", what, i, v[i]);
+    }
+};
+
+static void one_cut(const struct cut &c, const shared_scratch &scratch)
+{
+    const bool exact = c.how == filled::EXACT;
+    const struct cuda_env e = env(86, c.n_sm);
+    filled w(c.format, c.n_out, c.n_in, DT_F16, c.how);
+    const auto x = exact ? integers(c.n_tok, c.n_in) : activations(c.n_tok, c.n_in, true);
+    const struct sums want = int8_product(w, x, c.n_tok, c.twice);
+    char what[96];
+    snprintf(what, sizeof what, "%s %dx%d, %d tokens, %d multiprocessors", c.format, c.n_out, c.n_in, c.n_tok, c.n_sm);
+    SHAPE("%s %dx%d·%d", c.format, c.n_out, c.n_in, c.n_tok);
+    dev<float> dx(x), y(want.y.size());
+    struct cuda_job j = {};
+    j.y = y.p;
+    j.w = &w.d;
+    struct cuda_matmul m = matmul_of(&j, 1, dx.p, c.n_tok, c.n_in);
+    m.compute = c.twice ? COMPUTE_INT8X2 : COMPUTE_INT8;
+    m.scratch = scratch.p;
+    const device_acts acts(c.n_tok, c.n_in);
+    if (!c.twice) {
+        quantize_acts(&acts.a, dx.p, c.n_tok, c.n_in, nullptr);
+        CHECK(cudaDeviceSynchronize() == cudaSuccess, "quantize");
+        m.acts = &acts.a;
+    }
+    std::vector<float> first;
+    for (int again = 0; again < 2; again++) {
+        const uint64_t begin = blocks_run();
+        CHECK(cuda_matmul(&e, &m, nullptr) == 0, "cuda_matmul");
+        const auto got = y.get();
+        check_blocks(begin, c.twice ? c.n_tok : 0, c.n_in, c.blocks, what);
+        if (again) CHECK(got == first, "%s: other bits the second time", what);
+        else if (exact) exactly(got, want.y, what);
+        else compare(got, want.y, want.magnitude, eps32 * (c.n_in / 32 + 8), what);
+        first = got;
+    }
+    scratch.check_counters(what);
+}
+
+EMU_TEST(gemm_cut)
+{
+    static const struct cut all[] = {
+        {"int4-g128", 130, 2100, 9, 4, 3 * 2, filled::EXACT, false},
+        {"nf4-dq", 97, 3072, 10, 3, 2 * 3, filled::EXACT, false},
+        {"int8-row", 97, 4300, 9, 3, 2 * 4, filled::RANDOM, false},   /* the last step is half a one */
+        {"int4-row", 17, 2048, 33, 3, 2 * 2, filled::EXTREME, false}, /* two tiles of tokens */
+        {"int4-g128", 97, 2047 - 64, 9, 3, 2, filled::EXACT, false},  /* too few columns */
+        {"int4-g32", 97, 2050, 9, 3, 2 * 2, filled::RANDOM, true},
+        {"nf4", 97, 2080, 9, 3, 2 * (2 * 2), filled::RANDOM, true},   /* and once more with the second table */
+        {"int4-g128", 64, 2048, 5, 2, 1, filled::RANDOM, true},       /* no room: so few tokens have none */
+        {"int4-g128", 70, 2100, 9, 2, 2, filled::EXACT, false},       /* a tile for each multiprocessor */
+        {"int4-g32", 9, 2090, 65, 2, 1 * 2, filled::RANDOM, false},   /* a tile of 128 tokens */
+    };
+    size_t bytes = 0;
+    for (const struct cut &c : all) {
+        const struct cuda_env e = env(86, c.n_sm);
+        const size_t n = matmul_scratch(&e, c.twice ? COMPUTE_INT8X2 : COMPUTE_INT8, c.n_tok, c.n_in);
+        bytes = n > bytes ? n : bytes;
+    }
+    const shared_scratch scratch(bytes);
+    int i = int(check::seed());
+    for (const struct cut &c : all)
+        if (!check::slow() || ++i % 2) one_cut(c, scratch);
+}
+
+/* A gate with its partner beside a job with bias and residual, all cut. */
+EMU_TEST(gemm_cut_jobs)
+{
+    const int n_in = 2080, n_tok = 35, n_gate = 66, n_out = 20;
+    const struct cuda_env e = env(86, 8);
+    filled gate("int4-g32", n_gate, n_in, DT_F16), up("int4-g32", n_gate, n_in, DT_F16),
+        plain("int4-g128", n_out, n_in, DT_F16);
+    const auto x = activations(n_tok, n_in, false), bias = mm::random_floats(n_out),
+               add = mm::random_floats(n_out * n_tok);
+    dev<float> dx(x), db(bias), y0(size_t(n_gate * n_tok)), y1(add);
+    const shared_scratch scratch(matmul_scratch(&e, COMPUTE_INT8, n_tok, n_in));
+    struct cuda_job j[2] = {};
+    j[0].w = &gate.d;
+    j[0].up = &up.d;
+    j[0].y = y0.p;
+    j[1].w = &plain.d;
+    j[1].bias = db.p;
+    j[1].add = j[1].y = y1.p;
+    struct cuda_matmul m = matmul_of(j, 2, dx.p, n_tok, n_in);
+    m.compute = COMPUTE_INT8;
+    m.scratch = scratch.p;
+    const uint64_t begin = blocks_run();
+    CHECK(cuda_matmul(&e, &m, nullptr) == 0, "cuda_matmul");
+    const auto got0 = y0.get(), got1 = y1.get();
+    check_blocks(begin, n_tok, n_in, 2 * (2 + 1) * 2 + 2 * 2 * 2, "gate and residual, then the partner");
+    struct sums a = int8_product(gate, x, n_tok), b = int8_product(up, x, n_tok), c = int8_product(plain, x, n_tok);
+    const double eps = eps32 * (n_in / 32 + 8);
+    std::vector<double> want, tol;
+    for (size_t i = 0; i < a.y.size(); i++) {
+        const double slack = eps * (a.magnitude[i] + b.magnitude[i]);
+        want.push_back(silu_of(a.y[i]) * b.y[i]);
+        tol.push_back(slack * (1.2 * std::fabs(b.y[i]) + std::fabs(a.y[i]) + slack));
+    }
+    compare(got0, want, tol, 1, "gate and partner");
+    for (size_t i = 0; i < c.y.size(); i++) {
+        c.y[i] += double(bias[i % bias.size()]) + double(add[i]);
+        c.magnitude[i] += std::fabs(double(bias[i % bias.size()])) + std::fabs(double(add[i]));
+    }
+    compare(got1, c.y, c.magnitude, eps, "bias and residual");
+    scratch.check_counters("jobs");
+    SHAPE("2 jobs");
 }
 
 #ifdef CUDA_EMU
