@@ -13,6 +13,7 @@
 #define CHUNK 512                       /* rows of one layer's run */
 #define MAX_SLICE 128                   /* rows of logits at a time: so many, or what fits the budget */
 #define LOGITS_BUDGET ((int64_t)32 << 20)
+#define STACK_BUDGET ((int64_t)48 << 20) /* bytes of activations, and of caches, where units run together */
 #define KEEP_LOGITS ((int64_t)96 << 20) /* bytes of reference logits kept; the rest is computed again when needed */
 #define ALL_OPS ((1u << N_OPS) - 1)
 
@@ -30,9 +31,12 @@ struct sweep {
     struct sens_result *r;
     const int32_t *tokens;
     int64_t T, D, V, L, slice; /* slice: rows of logits at a time */
-    struct kv_cache kv; /* of one layer at a time: whoever runs a layer writes all its rows before reading them */
+    /* of one layer at a time: whoever runs a layer writes all its rows before reading them. One for each of n_stack
+     * units that run together; [0] for all else */
+    struct kv_cache kv[N_OPS];
+    int64_t n_stack;
     struct scratch s;
-    float *x;                   /* (T, D), device: states on their way */
+    float *x;                   /* (n_stack · T, D), device: states on their way */
     float *clean, *quant;       /* (T, D), host: states entering the current layer */
     float *first, *last;        /* (T, D), host: clean states before layer 0 and after the last */
     float *logits, *ref_part;   /* (slice, V), device */
@@ -166,22 +170,41 @@ static void swap_out(struct sweep *w, int64_t layer)
 
 /* ---- running ---- */
 
-/* States in w->x through one layer. */
-static void run_layer(struct sweep *w, int64_t layer, const struct linear_hook *hook)
+/* States of unit `u` of a stack through one layer. */
+static void run_layer_of(struct sweep *w, int64_t u, int64_t layer, const struct linear_hook *hook)
 {
+    struct kv_cache *kv = &w->kv[u];
+    float *x = w->x + u * w->T * w->D;
     for (int64_t at = 0; at < w->T; at += CHUNK) {
         int64_t n = w->T - at < CHUNK ? w->T - at : CHUNK;
         w->chunk_at = at;
-        w->kv.n = at;
-        model_layer(w->m, layer, w->x + at * w->D, &(struct span){&w->kv, 0, n}, 1, &w->s, hook);
+        kv->n = at;
+        model_layer(w->m, layer, x + at * w->D, &(struct span){kv, 0, n}, 1, &w->s, hook);
     }
-    w->kv.n = 0;
+    kv->n = 0;
 }
 
-static void load_states(struct sweep *w, const float *host)
+/* Those of n units at once, as many as n_stack. */
+static void run_layer_stacked(struct sweep *w, int64_t n, int64_t layer)
 {
-    w->be->ops->upload(w->be, w->x, host, (size_t)(w->T * w->D) * sizeof *host);
+    struct span spans[N_OPS];
+    if (n == 1) {
+        run_layer_of(w, 0, layer, NULL);
+        return;
+    }
+    for (int64_t u = 0; u < n; u++) spans[u] = (struct span){&w->kv[u], u * w->T, w->T};
+    model_layer(w->m, layer, w->x, spans, (int)n, &w->s, NULL);
 }
+
+/* States in w->x through one layer. */
+static void run_layer(struct sweep *w, int64_t layer, const struct linear_hook *hook) { run_layer_of(w, 0, layer, hook); }
+
+static void load_states_of(struct sweep *w, int64_t u, const float *host)
+{
+    w->be->ops->upload(w->be, w->x + u * w->T * w->D, host, (size_t)(w->T * w->D) * sizeof *host);
+}
+
+static void load_states(struct sweep *w, const float *host) { load_states_of(w, 0, host); }
 
 static void store_states(struct sweep *w, float *host)
 {
@@ -204,15 +227,15 @@ static const float *reference(struct sweep *w, int64_t r0, int64_t n)
     return w->ref_part;
 }
 
-/* States in w->x, after all layers, against the reference. */
-static int compare_output(struct sweep *w, double *kld, double *delta_nll, const char *what, struct err *e)
+/* States of unit u in w->x, after all layers, against the reference. */
+static int compare_output(struct sweep *w, int64_t u, double *kld, double *delta_nll, const char *what, struct err *e)
 {
     double sum = 0, nll = 0;
     struct divergence d[MAX_SLICE];
     for (int64_t r0 = 0; r0 < w->T - 1; r0 += w->slice) {
         int64_t n = w->T - 1 - r0 < w->slice ? w->T - 1 - r0 : w->slice;
         const float *ref = reference(w, r0, n);
-        logits_of(w, w->x + r0 * w->D, n, w->logits);
+        logits_of(w, w->x + (u * w->T + r0) * w->D, n, w->logits);
         w->be->ops->diverge(w->be, d, ref, w->logits, w->tokens + r0 + 1, n, w->V);
         for (int64_t i = 0; i < n; i++) {
             sum += d[i].kld;
@@ -354,27 +377,63 @@ static int64_t unit_cost(const struct sweep *w, const struct sens_entry *en)
     return w->o->mode == SENS_LOCAL ? 0 : w->L - (en->layer > 0 ? en->layer : 0) + w->head_cost;
 }
 
-/* From the states entering the unit's first layer. */
-static int run_unit(struct sweep *w, struct sens_entry *en, const float *clean, const float *quant, struct err *e)
+static int through_layer(struct sweep *w, struct sens_entry *en, int64_t u, int64_t l, struct err *e)
 {
-    if (en->done) return 0;
+    unsigned ops = unit_ops(en, l);
     bool restore = w->o->mode == SENS_RESTORE;
-    if (w->o->mode != SENS_LOCAL) {
-        load_states(w, restore ? quant : clean);
-        for (int64_t l = en->layer > 0 ? en->layer : 0; l < w->L; l++) {
-            unsigned ops = unit_ops(en, l);
-            if (restore) ops = ALL_OPS & ~ops;
-            if (swap_in(w, l, ops, e)) return -1;
-            run_layer(w, l, NULL);
-            swap_out(w, l);
-            for (int op = 0; op < N_OPS; op++)
-                if (!restore && w->o->per == SENS_OP) drop_slot(w, l, op);
-            advance(w, 1);
-        }
-        if (compare_output(w, &en->kld, &en->delta_nll, en->name, e)) return -1;
+    if (swap_in(w, l, restore ? ALL_OPS & ~ops : ops, e)) return -1;
+    run_layer_of(w, u, l, NULL);
+    swap_out(w, l);
+    return 0;
+}
+
+/* n units, at most n_stack, from the states entering their first layer: they differ in that one, if there are several. */
+static int run_stack(struct sweep *w, struct sens_entry **en, int64_t n, const float *clean, const float *quant, struct err *e)
+{
+    bool restore = w->o->mode == SENS_RESTORE;
+    int64_t first = en[0]->layer > 0 ? en[0]->layer : 0;
+    for (int64_t u = 0; u < n; u++) {
+        load_states_of(w, u, restore ? quant : clean);
+        if (through_layer(w, en[u], u, first, e)) return -1;
     }
-    en->done = true;
-    return w->o->on_done ? w->o->on_done(w->o->ctx, en, e) : 0;
+    for (int64_t l = first + 1; l < w->L; l++) {
+        unsigned ops = unit_ops(en[0], l);
+        if (swap_in(w, l, restore ? ALL_OPS & ~ops : ops, e)) return -1;
+        run_layer_stacked(w, n, l);
+        swap_out(w, l);
+        for (int op = 0; op < N_OPS; op++)
+            if (!restore && w->o->per == SENS_OP) drop_slot(w, l, op);
+        advance(w, n);
+    }
+    for (int op = 0; op < N_OPS; op++)
+        if (!restore && w->o->per == SENS_OP) drop_slot(w, first, op);
+    advance(w, n);
+    for (int64_t u = 0; u < n; u++) {
+        if (compare_output(w, u, &en[u]->kld, &en[u]->delta_nll, en[u]->name, e)) return -1;
+        en[u]->done = true;
+        if (w->o->on_done && w->o->on_done(w->o->ctx, en[u], e)) return -1;
+    }
+    return 0;
+}
+
+/* Those of n units (that start with the same layer) which are not done. */
+static int run_units(struct sweep *w, struct sens_entry *units, int64_t n, const float *clean, const float *quant, struct err *e)
+{
+    struct sens_entry *todo[N_OPS];
+    int64_t k = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (units[i].done) continue;
+        if (w->o->mode == SENS_LOCAL) {
+            units[i].done = true;
+            if (w->o->on_done && w->o->on_done(w->o->ctx, &units[i], e)) return -1;
+            continue;
+        }
+        todo[k++] = &units[i];
+        if (k < w->n_stack) continue;
+        if (run_stack(w, todo, k, clean, quant, e)) return -1;
+        k = 0;
+    }
+    return k ? run_stack(w, todo, k, clean, quant, e) : 0;
 }
 
 static void swap_ptr(float **a, float **b)
@@ -401,8 +460,8 @@ static int sweep(struct sweep *w, struct err *e)
     int rc = 0;
     for (int64_t l = 0; l < w->L && rc == 0; l++) {
         rc = sweep_layer(w, l, next_clean, next_quant, e);
-        for (int op = 0; op < N_OPS && rc == 0 && w->o->per != SENS_OP; op++)
-            if (w->o->per == SENS_TENSOR || op == 0) rc = run_unit(w, entry_of(w, l, op), w->clean, w->quant, e);
+        if (rc == 0 && w->o->per != SENS_OP)
+            rc = run_units(w, entry_of(w, l, 0), w->o->per == SENS_TENSOR ? N_OPS : 1, w->clean, w->quant, e);
         for (int op = 0; op < N_OPS && !restore; op++) drop_slot(w, l, op);
         if (rc == 0 && restore) rc = drop_originals(w, l, e);
         swap_ptr(&w->clean, &next_clean);
@@ -412,9 +471,9 @@ static int sweep(struct sweep *w, struct err *e)
     free(next_quant);
     if (rc) return -1;
     load_states(w, w->quant);
-    if (compare_output(w, &w->r->all_kld, &w->r->all_delta_nll, "all linears quantized", e)) return -1;
+    if (compare_output(w, 0, &w->r->all_kld, &w->r->all_delta_nll, "all linears quantized", e)) return -1;
     for (int op = 0; op < N_OPS && w->o->per == SENS_OP; op++)
-        if (run_unit(w, entry_of(w, 0, op), w->first, w->first, e)) return -1;
+        if (run_units(w, entry_of(w, 0, op), 1, w->first, w->first, e)) return -1;
     return 0;
 }
 
@@ -423,6 +482,16 @@ static int sweep(struct sweep *w, struct err *e)
 static float *device_array(struct sweep *w, int64_t rows, int64_t n, struct err *e)
 {
     return w->be->ops->alloc(w->be, (size_t)(rows * n) * sizeof(float), e);
+}
+
+/* How many units of a layer run together: all, or what fits the budget. */
+static int64_t stack_height(const struct sweep *w)
+{
+    const struct config *c = &w->m->cfg;
+    int64_t row = 4 * (3 * c->hidden_size + 2 * (c->n_heads + c->n_kv_heads) * c->head_dim + 2 * c->intermediate_size);
+    int64_t n = STACK_BUDGET / (row * w->T), n_kv = STACK_BUDGET / kv_bytes(w->m, w->T);
+    if (n > n_kv) n = n_kv;
+    return n < 1 || w->o->mode == SENS_LOCAL ? 1 : n > N_OPS ? N_OPS : n;
 }
 
 static int set_up(struct sweep *w, struct err *e)
@@ -453,9 +522,13 @@ static int set_up(struct sweep *w, struct err *e)
     int64_t sweep_cost = 4 * w->L + 2 * w->head_cost;
     w->total = sweep_cost;
     for (int64_t i = 0; i < w->r->n; i++) w->total += w->r->entries[i].done ? 0 : unit_cost(w, &w->r->entries[i]);
+    w->n_stack = w->o->per == SENS_TENSOR && w->T <= CHUNK ? stack_height(w) : 1;
+    for (int64_t u = 0; u < w->n_stack; u++)
+        if (kv_alloc(&w->kv[u], w->m, w->T, e)) return -1;
     /* a slice of states is normed in the scratch as well */
-    if (kv_alloc(&w->kv, w->m, w->T, e) || scratch_alloc(&w->s, w->m, chunk > w->slice ? chunk : w->slice, e)) return -1;
-    if (!(w->x = device_array(w, w->T, w->D, e)) || !(w->logits = device_array(w, w->slice, w->V, e)) ||
+    int64_t rows = w->n_stack > 1 ? w->n_stack * w->T : chunk;
+    if (scratch_alloc(&w->s, w->m, rows > w->slice ? rows : w->slice, e)) return -1;
+    if (!(w->x = device_array(w, w->n_stack * w->T, w->D, e)) || !(w->logits = device_array(w, w->slice, w->V, e)) ||
         !(w->ref_part = device_array(w, w->slice, w->V, e)) || !(w->yq = device_array(w, chunk, widest, e)) ||
         !(w->ref_logits = device_array(w, w->n_ref, w->V, e)))
         return -1;
@@ -474,7 +547,7 @@ static void tear_down(struct sweep *w)
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) free(host[i]);
     free(w->slots);
     scratch_free(&w->s, w->m);
-    kv_free(&w->kv, w->m);
+    for (int u = 0; u < N_OPS; u++) kv_free(&w->kv[u], w->m);
 }
 
 int sens_model_dtype(const struct checkpoint *c, enum dtype *t, struct err *e)

@@ -115,7 +115,7 @@ static int cpu_load_weight(struct backend *be, struct weight *out, const struct 
     void *data = arena_alloc(&ctx->arena, bytes);
     if (w->path == PATH_PANELS) {
         w->panels.data = data;
-        panels_pack(&w->panels, src);
+        panels_pack(&w->panels, src, ctx->k);
     } else {
         w->bf16.data = data;
         bf16_pack(&w->bf16, src);

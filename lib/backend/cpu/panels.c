@@ -170,12 +170,15 @@ WIDE static void recode(float *w, int64_t n, float s, uint8_t *u)
 }
 
 /* Row r of w in integers. row: scratch for n_act·ACT_GROUP floats, u: for as many bytes. */
-static void pack_recoded(const struct panels *p, const struct qweight *w, int64_t r, int in_panel, uint8_t *panel,
-                         float *row, uint8_t *u)
+static void pack_recoded(const struct panels *p, const struct qweight *w, const struct kernels *k, int64_t r, int in_panel,
+                         uint8_t *panel, float *row, uint8_t *u)
 {
     size_t size = p->scale_dtype == DT_F16 ? 2 : 4, second = (size_t)p->n_panels * p->panel_bytes;
     int64_t n = p->n_act * ACT_GROUP;
-    qweight_rows_f32(w, r, 1, row);
+    if (dequant_ok(w))
+        k->dequant(w, r, 0, p->n_in, row);
+    else
+        qweight_rows_f32(w, r, 1, row);
     memset(row + p->n_in, 0, (size_t)(n - p->n_in) * sizeof *row);
     for (int pass = 0, n_passes = p->rest ? 2 : 1; pass < n_passes; pass++) {
         for (int64_t a = 0; a < p->n_act; a++) {
@@ -197,6 +200,7 @@ static void pack_recoded(const struct panels *p, const struct qweight *w, int64_
 struct pack_job {
     const struct panels *p;
     const struct qweight *w;
+    const struct kernels *k;
 };
 
 static void pack_panels(void *ctx, int64_t begin, int64_t end, int thread)
@@ -216,7 +220,7 @@ static void pack_panels(void *ctx, int64_t begin, int64_t end, int thread)
         for (int r = 0; r < PANEL_ROWS && i * PANEL_ROWS + r < p->n_out; r++) {
             int64_t row = i * PANEL_ROWS + r;
             if (p->recoded) {
-                pack_recoded(p, w, row, r, panel, values, (uint8_t *)(values + p->n_act * ACT_GROUP));
+                pack_recoded(p, w, j->k, row, r, panel, values, (uint8_t *)(values + p->n_act * ACT_GROUP));
                 continue;
             }
             pack_row(p, (const uint8_t *)w->codes + row * row_bytes, row_bytes, w->fmt.kind == CODE_BOOK,
@@ -227,7 +231,7 @@ static void pack_panels(void *ctx, int64_t begin, int64_t end, int thread)
     free(values);
 }
 
-void panels_pack(const struct panels *p, const struct qweight *w)
+void panels_pack(const struct panels *p, const struct qweight *w, const struct kernels *k)
 {
-    par_for(p->n_panels, 1, pack_panels, &(struct pack_job){p, w});
+    par_for(p->n_panels, 1, pack_panels, &(struct pack_job){p, w, k});
 }

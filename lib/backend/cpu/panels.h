@@ -23,6 +23,7 @@
 #ifndef QLAB_BACKEND_CPU_PANELS_H
 #define QLAB_BACKEND_CPU_PANELS_H
 
+#include "backend/cpu/kernels.h"
 #include "quantize/qweight.h"
 
 #include <stdbool.h>
@@ -67,7 +68,7 @@ struct panels panels_rest(const struct panels *p);
 bool panels_plan(struct panels *p, const struct qweight *w, bool two);
 size_t panels_bytes(const struct panels *p);
 /* Fills p->data, which has panels_bytes. Threads. */
-void panels_pack(const struct panels *p, const struct qweight *w);
+void panels_pack(const struct panels *p, const struct qweight *w, const struct kernels *k);
 
 /* n_tok quantized rows. */
 struct acts {
