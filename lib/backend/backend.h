@@ -29,6 +29,7 @@ struct weight {
     size_t resident_bytes; /* memory it holds, mapped or repacked */
     size_t read_bytes;     /* bytes one token's matmul reads */
     bool mapped;           /* resident_bytes are pages of the checkpoint's file */
+    bool copied;           /* of the source only rows are read from now on, if they are looked up */
     void *data;            /* backend-private */
 };
 

@@ -60,6 +60,15 @@ static const struct qweight *expanded(struct model *m, const struct qweight *src
     return &o->w;
 }
 
+/* The tensor expanded last, of which its backend has a copy. */
+static void free_last(struct model *m)
+{
+    struct owned *o = m->owned;
+    m->owned = o->next;
+    free(o->buf);
+    free(o);
+}
+
 static void free_owned(struct model *m)
 {
     for (struct owned *o = m->owned, *next; o; o = next) {
@@ -72,7 +81,7 @@ static void free_owned(struct model *m)
 
 /* The backend keeps pointers into the source (mapped weights), never to the struct qweight itself. */
 static int load_linear(struct model *m, struct weight *out, const struct checkpoint *c, const char *name, int64_t n_out,
-                       int64_t n_in, struct err *e)
+                       int64_t n_in, bool looked_up, struct err *e)
 {
     struct qweight w;
     if (qweight_open(&w, c, name, n_out, n_in, e)) return -1;
@@ -81,6 +90,9 @@ static int load_linear(struct model *m, struct weight *out, const struct checkpo
     if (m->be->ops->load_weight(m->be, out, src, e)) return err_prefix(e, "%s", name);
     m->weights_bytes += (int64_t)out->resident_bytes;
     m->read_bytes += (int64_t)out->read_bytes;
+    if (src == &w || !out->copied) return 0;
+    if (looked_up) m->weights_bytes += src->bytes;
+    else free_last(m);
     return 0;
 }
 
@@ -118,7 +130,7 @@ static int load_layer(struct model *m, int64_t i, const struct checkpoint *c, st
         int64_t n_out, n_in;
         config_op_shape(cfg, (enum op)op, &n_out, &n_in);
         linear_name(name, i, (enum op)op);
-        if (load_linear(m, &l->w[op], c, name, n_out, n_in, e)) return -1;
+        if (load_linear(m, &l->w[op], c, name, n_out, n_in, false, e)) return -1;
         if (!config_op_bias(cfg, (enum op)op)) continue;
         snprintf(full, sizeof full, "%s.bias", name);
         const struct tensor *t = checkpoint_find(c, full);
@@ -179,13 +191,13 @@ int model_load(struct model *m, struct backend *be, const struct checkpoint *c, 
     m->inv_freq = mem_array((size_t)cfg->head_dim / 2, sizeof *m->inv_freq);
     rope_inv_freq(&cfg->rope, cfg->head_dim, m->inv_freq);
     int64_t V = cfg->vocab_size, D = cfg->hidden_size;
-    if (load_linear(m, &m->embed, c, "model.embed_tokens", V, D, e)) goto fail;
+    if (load_linear(m, &m->embed, c, "model.embed_tokens", V, D, true, e)) goto fail;
     /* Decoding reads one row of the table, all of it only where it is the head as well. */
     m->read_bytes -= (int64_t)m->embed.read_bytes;
     if (m->tied) {
         m->head = m->embed;
         m->read_bytes += (int64_t)m->head.read_bytes;
-    } else if (load_linear(m, &m->head, c, "lm_head", V, D, e)) {
+    } else if (load_linear(m, &m->head, c, "lm_head", V, D, false, e)) {
         goto fail;
     }
     m->read_bytes += (int64_t)m->embed.read_bytes / V;

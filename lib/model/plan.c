@@ -1,5 +1,7 @@
 #include "model/plan.h"
 
+#include <string.h>
+
 /* The exact path keeps K and V as computed; the fast ones store halves, as servers do. */
 enum dtype plan_kv_dtype(enum compute compute) { return compute == COMPUTE_F32 ? DT_F32 : DT_F16; }
 
@@ -66,15 +68,16 @@ struct sum {
     int64_t bytes;
 };
 
-/* As model_load hands it to the backend: GGUF blocks as f16. */
+/* As model_load hands it to the backend: GGUF blocks as f16, which stay beside a copy where rows are looked up. */
 static int add_weight(void *ctx, const char *name, const struct qweight *w, struct err *e)
 {
-    (void)name, (void)e;
+    (void)e;
     struct sum *s = ctx;
     struct qweight f16 = *w;
     if (w->fmt.kind == CODE_FLOAT && dtype_is_block(w->fmt.dtype)) {
         f16.fmt = *format_find("f16");
         f16.out_dtype = DT_F16;
+        f16.in_memory = !strcmp(name, "model.embed_tokens");
         f16.bytes = (int64_t)dtype_bytes(DT_F16, w->n_out * w->n_in);
     }
     s->bytes += s->be->ops->weight_bytes ? (int64_t)s->be->ops->weight_bytes(s->be, &f16) : f16.bytes;

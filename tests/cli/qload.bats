@@ -137,6 +137,18 @@ header() {
     done
 }
 
+@test "what GGUF makes expand in memory goes when the backend has its own copy" {
+    # q and k, whose rows GGUF permutes, are 96 MiB of it
+    "$B/tests/mkmodel" -q llama-tied "$BATS_TEST_TMPDIR/wide" --hidden 256 --ff 64 --layers 24 --heads 64 --kv-heads 64 --head-dim 64
+    "$B/tests/mkgguf" -q "$BATS_TEST_TMPDIR/wide" "$out.gguf" --dtype bf16
+    for compute in bf16 int8; do
+        qload "$out.gguf" --plan-memory --ctx 16 --batch 4 --compute $compute
+        "$B/bin/qbench" -q "$out.gguf" --prompt-tokens 4 --gen 2 --warmup 0 --trials 1 --compute $compute >"$r.bench"
+        diff <(jq -c '.results.memory.weights_bytes' "$r") <(jq -c '.results.memory.weights_bytes' "$r.bench")
+        [ -n "${SAN:-}" ] || jq -e '.results.memory | .peak_rss_bytes < .predicted_bytes + 40e6' "$r.bench"
+    done
+}
+
 @test "a tensor nothing reads is reported" {
     model llama-tied --extra model.layers.7.mlp.up_proj.weight
     run --separate-stderr bash -c '"$B/bin/qload" "$1" >"$0"' "$r" "$d"

@@ -95,7 +95,7 @@ static size_t cpu_weight_bytes(struct backend *be, const struct qweight *src)
 {
     struct cpu_weight w;
     size_t bytes = repacked(be, &w, src);
-    return bytes ? bytes : (size_t)src->bytes;
+    return bytes ? bytes + (src->in_memory ? (size_t)src->bytes : 0) : (size_t)src->bytes;
 }
 
 static int cpu_load_weight(struct backend *be, struct weight *out, const struct qweight *src, struct err *e)
@@ -123,6 +123,7 @@ static int cpu_load_weight(struct backend *be, struct weight *out, const struct 
     qweight_drop(src);
     out->resident_bytes = out->read_bytes = bytes;
     out->mapped = false;
+    out->copied = true;
     return 0;
 }
 
