@@ -123,7 +123,7 @@ int main(int argc, char **argv)
     struct record r;
     char **args = args_parse(&tool, argc, argv, &n_args);
     if (n_args != 1) die_usage("one MODEL was expected");
-    if (prompt_text && prompt_tokens != 512) die_usage("--prompt and --prompt-tokens exclude each other");
+    if (prompt_text && args_given(&prompt_tokens)) die_usage("--prompt and --prompt-tokens exclude each other");
     const char *path = args[0];
 
     struct checkpoint c;

@@ -160,8 +160,24 @@ static char **as_given;
 
 char **args_as_given(void) { return as_given; }
 
-/* Getopt's tables for both option tables; the index in `all` is the long option's value + 256. */
 #define MAX_OPTS 64
+static const void *given[MAX_OPTS]; /* values; NULL ends */
+
+static void note_given(const void *value)
+{
+    int i = 0;
+    while (given[i] && given[i] != value) i++;
+    given[i] = value;
+}
+
+bool args_given(const void *value)
+{
+    for (int i = 0; i < MAX_OPTS; i++)
+        if (given[i] == value) return true;
+    return false;
+}
+
+/* Getopt's tables for both option tables; the index in `all` is the long option's value + 256. */
 char **args_parse(struct tool *t, int argc, char **argv, int *n)
 {
     static struct opt none[1];
@@ -206,6 +222,7 @@ char **args_parse(struct tool *t, int argc, char **argv, int *n)
         for (int i = 0; i < k; i++)
             if (c == 256 + i || (c < 256 && all[i]->letter == c)) {
                 set_opt(all[i], optarg);
+                note_given(all[i]->value);
                 break;
             }
     }

@@ -56,6 +56,8 @@ struct tool {
  * array inside argv, their number in *n. Also sets threads (par) and quiet (msg). Options may stand anywhere; "--" ends
  * them. */
 char **args_parse(struct tool *t, int argc, char **argv, int *n);
+/* Whether the option that fills this `value` was given, be it with its default. */
+bool args_given(const void *value);
 /* argv as it was given, before args_parse moved operands; NULL before it. */
 char **args_as_given(void);
 /* Every option in force, as the record's params: {"name": value, …} with dashes turned into underscores. */

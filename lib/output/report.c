@@ -130,8 +130,9 @@ static void notes(const struct rows *rs, FILE *f)
     fputs("\n## What the numbers mean\n\n", f);
     fputs("- **GiB on disk**: the folder's `*.safetensors` files. **GiB in memory**: weights as loaded for the speed "
           "measurement. 1 GiB = 2^30 bytes.\n"
-          "- **bits/weight read**: bytes that decoding one token reads (linears, head, norms) over the weights it reads; "
-          "metadata (scales, zero points) included.\n",
+          "- **bits/weight read**: bytes that decoding one token reads (linears, head, norms) over the weights it reads, as "
+          "the folder stores them; metadata (scales, zero points) included. Compute in int8 reads int4-strided128 as the 8 "
+          "bits a weight that it makes of it when it loads: GiB in memory.\n",
           f);
     if (p) {
         const json_t *text = record_input(p, "text");

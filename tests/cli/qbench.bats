@@ -146,6 +146,7 @@ bats_require_minimum_version 1.5.0
     refused 2 "--depth 0,x" "$m" --depth 0,x
     refused 2 "--depth -1" "$m" --depth -1
     refused 2 "exclude each other" "$m" --prompt a --prompt-tokens 3
+    refused 2 "exclude each other" "$m" --prompt a --prompt-tokens 512 # as the default has it
 }
 
 @test "what does not fit the model's context" {
