@@ -127,11 +127,15 @@ refused() {
 }
 
 @test "tests/gpu/run measures speed on a device" {
-    mkdir "$T/B"
+    mkdir -p "$T/B/gpu"
     ln -s "$E" "$T/B/bin"
     ln -s "$E" "$T/B/tests"
-    B=$T/B OUT=$T/gpu DEVICE=cuda MODEL=$T/int4-g64 SHAPES='' FORMATS=f16 DEPTHS=0 PROMPTS=4 GEN=3 run tests/gpu/run bench
+    ln -s "$PWD/build/emu/test_speed-plain" "$T/B/gpu/test_speed"
+    B=$T/B OUT=$T/gpu DEVICE=cuda MODEL=$T/int4-g64 SHAPES='' FORMATS=f16 DEPTHS=0 PROMPTS=4 GEN=3 run tests/gpu/run speed bench
     [ "$status" = 0 ] || { echo "$output"; false; }
+    jq -e '[.records[] | select(.tool == "test_speed") | .results | (.fraction // .ratio)] | length == 6 and all(. > 0)' "$T/gpu/gpu.json"
+    grep -qE '^\| 2048 × 11008 \| [0-9.]+ \| [0-9]+ \| [0-9.e-]+ \| [0-9.e-]+ \|$' "$T/gpu/gpu.md"
+    grep -qE '^\| default-f16-p4 \| [0-9.]+ \| [0-9.]+ \| [0-9.e-]+ \| 1.00 \| .* \|$' "$T/gpu/gpu.md"
     jq -e '.device == "cuda" and .records[0].host.gpu == "emulated GPU" and (.records[0].results.kernels | length) > 0' "$T/gpu/gpu.json"
 }
 
@@ -151,7 +155,7 @@ refused() {
     [[ $output == *'ppl-tiny-f16-cpu.json: done before'* ]]
     [ ! -e "$T/ppl/models/tiny.tmp" ]
     jq -e '[.records[].params.device] == ["cpu", "cuda", "cpu", "cuda", "cuda", "cpu", "cuda", "cpu", "cuda", "cuda"]' "$T/ppl/gpu.json"
-    [ "$(grep -cE '^\| (tiny|default)-(f16|int4-g64) \| [0-9.]+ \| [0-9.]+ \| [0-9.]* \|$' "$T/ppl/gpu.md")" = 4 ]
+    [ "$(grep -cE '^\| (tiny|default)-(f16|int4-g64) \| [0-9.]+ \| [0-9.]+ \| [0-9.]* \| [0-9.-]* \|$' "$T/ppl/gpu.md")" = 4 ]
     run tests/gpu/run ppl
     [ "$status" = 0 ]
     [ "$(grep -c 'done before' <<<"$output")" = 10 ]
