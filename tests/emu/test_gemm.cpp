@@ -387,8 +387,14 @@ static void one_cut(const struct cut &c, const shared_scratch &scratch)
     std::vector<float> first;
     for (int again = 0; again < 2; again++) {
         const uint64_t begin = blocks_run();
+#ifdef CUDA_EMU
+        emu::cfg.seed += unsigned(again); /* blocks come in another order */
+#endif
         CHECK(cuda_matmul(&e, &m, nullptr) == 0, "cuda_matmul");
         const auto got = y.get();
+#ifdef CUDA_EMU
+        emu::cfg.seed = check::seed();
+#endif
         check_blocks(begin, c.twice ? c.n_tok : 0, c.n_in, c.blocks, what);
         if (again) CHECK(got == first, "%s: other bits the second time", what);
         else if (exact) exactly(got, want.y, what);
