@@ -6,6 +6,7 @@
 #include "eval/device.h"
 #include "views/tokenizer.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -40,15 +41,15 @@ static struct tool tool = {
         "\n"
         "results: runs[{depth, ttft_ms, prefill_tps, decode_tps, token_ms}], each {n,min,p50,p90,p99,mean,sd,samples}, the\n"
         "first run's also at the top level (decode fields null with --gen 1); memory{…} in bytes; bandwidth{read_bytes_per_s\n"
-        "(fastest pass over the mapped weights, or over a 128 MiB buffer if these are under 64 MiB; of a GPU its copies, both\n"
-        "directions counted), decode_bytes_per_token\n"
-        "(weights and cache), decode_fraction}; with --kernels: kernels[{phase, op, format, calls, ms, bytes, ops,\n"
+        "(read_from: weights, the model's own, before and after each trial at the first depth, or, if these are under 64 MiB, a\n"
+        "buffer; of a GPU its copies, both directions counted), samples, decode_bytes_per_token (weights and cache),\n"
+        "decode_fraction (of the samples around a trial)}; with --kernels: kernels[{phase, op, format, calls, ms, bytes, ops,\n"
         "bytes_per_s, ops_per_s, bandwidth_fraction, peak_fraction, peak}], phases[{phase, wall_ms, kernels_ms}] and\n"
         "peak{f32, bf16, int8}: most operations a second of this process, a multiply-add being two (docs/schema).\n"
         "\n"
         "  qbench out/m/int4-g64/model | jq .results.decode_tps.p50\n"
         "  qbench MODEL --depth 0,1024,4096 | jq -c '.results.runs[] | [.depth, .ttft_ms.p50, .decode_tps.p50]'\n",
-    .results_version = 3,
+    .results_version = 4,
     .compute_dflt = "auto",
     .opts = opts,
 };
@@ -168,6 +169,7 @@ int main(int argc, char **argv)
     json_t *runs = json_array();
     struct bench_run first = {0}, run;
     for (int i = 0; i < depths.n; i++) {
+        o.bandwidth = i == 0;
         if (bench_depth(&m, &kv, &s, &o, depths.v[i], &filled, &done, &run, &e)) die("%s: %s", path, e.msg);
         json_array_append_new(runs, bench_run_json(&run));
         if (i == 0) first = run;
@@ -176,8 +178,8 @@ int main(int argc, char **argv)
     progress_end(&p);
     int64_t peak = mem_peak_rss();
     json_t *memory = memory_json(&m, &kv, &s, peak); /* before more is taken for measuring bandwidth */
-    const char *what;
-    double bw = bench_read_bandwidth(&m, &c, trials > 1 ? 0.5 : 0, &what), bytes = bench_decode_bytes(&m, &kv, depths.v[0], o.n_prompt, gen);
+    double bytes = bench_decode_bytes(&m, &kv, depths.v[0], o.n_prompt, gen);
+    struct bench_bandwidth bw = bench_bandwidth(&m, &first, bytes);
 
     json_put(r.results, "compute", json_string(compute_name(be.compute)));
     json_put(r.results, "prompt_tokens", json_integer(o.n_prompt));
@@ -188,14 +190,16 @@ int main(int argc, char **argv)
         json_object_set(r.results, keys[i], json_object_get(json_array_get(runs, 0), keys[i]));
     json_put(r.results, "memory", memory);
     json_t *b = json_object();
-    json_put_headline(b, "read_bytes_per_s", bw, &r.not_finite);
-    json_put(b, "read_from", json_string(what));
+    json_put_headline(b, "read_bytes_per_s", bw.read_bytes_per_s, &r.not_finite);
+    json_put(b, "read_from", json_string(bw.from));
+    json_t *samples = json_array();
+    for (int64_t i = 0; i < first.n_bandwidth; i++) json_array_append_new(samples, json_num(first.bandwidth[i]));
+    json_put(b, "samples", samples);
     json_put(b, "decode_bytes_per_token", json_integer((json_int_t)bytes));
-    double tps = json_number_value(json_object_get(json_object_get(r.results, "decode_tps"), "p50"));
-    json_put(b, "decode_fraction", gen > 1 && bw > 0 ? json_num(bytes * tps / bw) : json_null());
+    json_put(b, "decode_fraction", isnan(bw.decode_fraction) ? json_null() : json_num(bw.decode_fraction));
     json_put(r.results, "bandwidth", b);
     if (tok) put_generated(r.results, tok, first.generated);
-    if (kernels) bench_kernels(&m, &kv, &s, &o, depths.v[0], bw, r.results);
+    if (kernels) bench_kernels(&m, &kv, &s, &o, depths.v[0], bw.read_bytes_per_s, r.results);
 
     bench_run_free(&first);
     free(prompt);

@@ -30,6 +30,8 @@ struct weight {
     size_t read_bytes;     /* bytes one token's matmul reads */
     bool mapped;           /* resident_bytes are pages of the checkpoint's file */
     bool copied;           /* of the source only rows are read from now on, if they are looked up */
+    const void *memory;    /* memory_bytes of them that the host's threads read in one piece; NULL: on a device, or in parts */
+    size_t memory_bytes;
     void *data;            /* backend-private */
 };
 

@@ -3,6 +3,7 @@
 #include "base/mem.h"
 #include "base/msg.h"
 #include "base/par.h"
+#include "base/stats.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -47,20 +48,28 @@ double bandwidth_read(const struct region *r, size_t n, double seconds)
     }
     if (!n_blocks) return 0;
     struct job j = {blocks, mem_new(n_blocks, sizeof *j.sums)};
-    double best = 0, start = 0;
+    double *times = NULL, start = 0;
+    int64_t n_times = 0;
     volatile uint64_t sink = 0;
     for (int pass = -1; pass < 3 || clock_s() - start < seconds; pass++) {
         double t0 = clock_s();
         par_for((int64_t)n_blocks, 1, sum_blocks, &j);
         double t = clock_s() - t0;
         for (size_t b = 0; b < n_blocks; b++) sink += j.sums[b];
-        if (pass < 0) start = clock_s();
-        else if (bytes / t > best) best = bytes / t;
+        if (pass < 0) {
+            start = clock_s();
+            continue;
+        }
+        if (n_times % 64 == 0) times = mem_grow(times, (size_t)n_times + 64, sizeof *times);
+        times[n_times++] = t;
     }
+    stats_sort(times, n_times);
+    double median = stats_quantile_sorted(times, n_times, 0.5);
     (void)sink;
     free(blocks);
     free(j.sums);
-    return best;
+    free(times);
+    return bytes / median;
 }
 
 double bandwidth_read_anonymous(size_t n_bytes, double seconds)

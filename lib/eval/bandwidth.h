@@ -11,7 +11,7 @@ struct region {
 };
 
 /* Sums all regions with all threads, over and over for at least `seconds` and three passes after one that is not timed
- * (it faults pages in); bytes per second of the fastest pass. The bytes of a pass must be far more than the caches hold,
+ * (it faults pages in); bytes per second of the median pass. The bytes of a pass must be far more than the caches hold,
  * or a cache is measured. */
 double bandwidth_read(const struct region *r, size_t n, double seconds);
 /* The same on a buffer of its own of n_bytes, mapped for the purpose and given back. 0 if it cannot be had. */

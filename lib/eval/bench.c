@@ -54,6 +54,41 @@ void bench_random_tokens(int32_t *out, int64_t n, int64_t vocab, uint64_t seed)
     for (int64_t i = 0; i < n; i++) out[i] = (int32_t)rng_below(&r, vocab);
 }
 
+/* ---- read bandwidth ---- */
+
+#define BUFFER ((size_t)128 << 20)
+#define ENOUGH ((size_t)64 << 20)
+
+struct regions {
+    struct region *r;
+    size_t n, bytes;
+};
+
+static void add_region(struct regions *to, const struct weight *w)
+{
+    if (!w->memory) return;
+    to->r = mem_grow(to->r, to->n + 1, sizeof *to->r);
+    to->r[to->n++] = (struct region){w->memory, w->memory_bytes};
+    to->bytes += w->memory_bytes;
+}
+
+/* What decoding reads of the weights, where it is enough to measure by; else nothing. */
+static struct regions weights_of(const struct model *m)
+{
+    struct regions all = {0};
+    add_region(&all, &m->head);
+    for (int64_t l = 0; l < m->cfg.n_layers; l++)
+        for (int op = 0; op < N_OPS; op++) add_region(&all, &m->layers[l].w[op]);
+    if (all.bytes < ENOUGH) all.n = 0;
+    return all;
+}
+
+static double median(double *x, int64_t n)
+{
+    stats_sort(x, n);
+    return stats_quantile_sorted(x, n, 0.5);
+}
+
 /* ---- one depth ---- */
 
 /* A pass, over and over. */
@@ -126,6 +161,11 @@ static void note_trial(struct bench_run *run, const struct passes *p, int64_t t)
     for (int64_t i = 1; i < n; i++) run->token_ms[t * (n - 1) + i - 1] = (at[i] - at[i - 1]) * 1e3;
 }
 
+static void sample_bandwidth(struct bench_run *run, const struct regions *weights)
+{
+    if (weights->n) run->bandwidth[run->n_bandwidth++] = bandwidth_read(weights->r, weights->n, 0.05);
+}
+
 static json_t *device_of(struct passes *p, int64_t settled, const struct sensors *before)
 {
     struct backend *be = p->m->be;
@@ -170,6 +210,9 @@ int bench_depth(const struct model *m, struct kv_cache *kv, struct scratch *s, c
     p.at = mem_new((size_t)n, sizeof *p.at);
     p.ids = mem_new((size_t)n, sizeof *p.ids);
     struct sensors before = {0};
+    struct regions weights = {0};
+    if (o->bandwidth) weights = weights_of(m);
+    if (weights.n) run->bandwidth = mem_new((size_t)trials + 1, sizeof(double));
     int64_t settled = 0;
     int rc = 0;
     for (int64_t pass = 0; pass < o->warmup + trials && rc == 0; pass++) {
@@ -177,17 +220,22 @@ int bench_depth(const struct model *m, struct kv_cache *kv, struct scratch *s, c
             settled = device_settle(be, one_pass, &p);
             be->ops->sense(be, &before);
         }
+        if (pass == o->warmup) sample_bandwidth(run, &weights);
         one_pass(&p);
         if (pass == 0) memcpy(run->generated, p.ids, (size_t)n * sizeof *p.ids);
         else if (memcmp(run->generated, p.ids, (size_t)n * sizeof *p.ids))
             rc = err_set(e, "backend %s: two passes gave different tokens (a deterministic one was expected)", be->ops->name);
         if (pass == 0 && rc == 0) rc = check_finite(&p, e);
-        if (pass >= o->warmup) note_trial(run, &p, pass - o->warmup);
+        if (pass >= o->warmup) {
+            note_trial(run, &p, pass - o->warmup);
+            sample_bandwidth(run, &weights);
+        }
         ++*passes_done;
         if (o->on_pass) o->on_pass(o->ctx, *passes_done);
     }
     if (!rc && be->ops->sense) run->device = device_of(&p, settled, &before);
     *filled = depth; /* whatever was above is overwritten */
+    free(weights.r);
     free(p.at);
     free(p.ids);
     if (rc) bench_run_free(run);
@@ -200,6 +248,7 @@ void bench_run_free(struct bench_run *run)
     free(run->prefill_tps);
     free(run->decode_tps);
     free(run->token_ms);
+    free(run->bandwidth);
     free(run->generated);
     json_decref(run->device);
     memset(run, 0, sizeof *run);
@@ -225,46 +274,27 @@ double bench_decode_bytes(const struct model *m, const struct kv_cache *kv, int6
     return (double)m->read_bytes + context * (double)kv->bytes / (double)kv->capacity;
 }
 
-/* ---- read bandwidth ---- */
-
-#define BUFFER ((size_t)128 << 20)
-#define ENOUGH ((size_t)64 << 20)
-
-struct regions {
-    struct region *r;
-    size_t n, bytes;
-};
-
-static void add_regions(struct regions *to, const struct checkpoint *c, const struct weight *w, const char *name)
+struct bench_bandwidth bench_bandwidth(const struct model *m, const struct bench_run *run, double decode_bytes)
 {
-    if (!w->mapped) return; /* repacked: its pages of the file are not resident, and must not become so */
-    size_t len = strlen(name);
-    for (size_t i = 0; i < c->n_tensors; i++) {
-        const struct tensor *t = &c->tensors[i];
-        if (strncmp(t->name, name, len) || strncmp(t->name + len, ".weight", 7)) continue;
-        to->r = mem_grow(to->r, to->n + 1, sizeof *to->r);
-        to->r[to->n++] = (struct region){t->data, t->n_bytes};
-        to->bytes += t->n_bytes;
+    struct bench_bandwidth b = {.decode_fraction = NAN, .from = "weights"};
+    double *x = mem_new((size_t)(run->n_bandwidth + run->n_trials), sizeof *x);
+    int64_t n = run->n_bandwidth;
+    if (n) {
+        memcpy(x, run->bandwidth, (size_t)n * sizeof *x);
+        b.read_bytes_per_s = median(x, n);
+    } else if (m->be->ops->copy_bandwidth) {
+        b.from = "copy";
+        b.read_bytes_per_s = m->be->ops->copy_bandwidth(m->be);
+    } else {
+        b.from = "buffer";
+        b.read_bytes_per_s = bandwidth_read_anonymous(BUFFER, 0.5);
     }
-}
-
-double bench_read_bandwidth(const struct model *m, const struct checkpoint *c, double seconds, const char **from)
-{
-    if (m->be->ops->copy_bandwidth) {
-        *from = "copy";
-        return m->be->ops->copy_bandwidth(m->be);
-    }
-    struct regions all = {0};
-    char name[LINEAR_NAME_MAX];
-    add_regions(&all, c, &m->head, m->tied ? "model.embed_tokens" : "lm_head");
-    for (int64_t l = 0; l < m->cfg.n_layers; l++)
-        for (int op = 0; op < N_OPS; op++)
-            add_regions(&all, c, &m->layers[l].w[op], linear_name(name, l, (enum op)op));
-    bool own = all.bytes >= ENOUGH;
-    *from = own ? "weights" : "buffer";
-    double v = own ? bandwidth_read(all.r, all.n, seconds) : bandwidth_read_anonymous(BUFFER, seconds);
-    free(all.r);
-    return v;
+    for (int64_t t = 0; t < run->n_decode; t++)
+        x[t] = decode_bytes * run->decode_tps[t] /
+               (n ? (run->bandwidth[t] + run->bandwidth[t + 1]) / 2 : b.read_bytes_per_s);
+    if (run->n_decode && b.read_bytes_per_s > 0) b.decode_fraction = median(x, run->n_decode);
+    free(x);
+    return b;
 }
 
 /* ---- kernels ---- */

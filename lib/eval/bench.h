@@ -21,6 +21,7 @@ struct bench_opts {
     int64_t n_prompt, n_gen; /* both ≥ 1 */
     const int32_t *filler; /* ids that fill the cache before the prompt; as many as the greatest depth */
     int warmup, trials;    /* trials ≥ 1 */
+    bool bandwidth;        /* measure it before the trials and after each (bench_bandwidth) */
     /* one pass's end: passes done so far, of all warm-ups and trials of all depths */
     void (*on_pass)(void *ctx, int64_t done);
     void *ctx;
@@ -35,6 +36,8 @@ struct bench_opts {
 struct bench_run {
     int64_t depth, n_trials, n_token_ms, n_decode;
     double *ttft_ms, *prefill_tps, *decode_tps, *token_ms;
+    int64_t n_bandwidth;
+    double *bandwidth; /* bytes per second, trials + 1: sample t and t+1 stand around trial t; none if not asked for */
     int32_t *generated; /* (n_gen) ids, the same in every trial */
     json_t *device;     /* NULL on the CPU; else {"settle_passes", "before", "after" the trials (eval/device.h),
                            "energy": {"prefill_j_per_token", "decode_j_per_token", "passes"}|null} */
@@ -56,15 +59,22 @@ json_t *bench_run_json(const struct bench_run *run);
 double bench_decode_bytes(const struct model *m, const struct kv_cache *kv, int64_t depth, int64_t n_prompt,
                           int64_t n_gen);
 
-/* Bytes per second that this process reads with all its threads (eval/bandwidth.h): over the mapped weights of the model
- * themselves (*from = "weights"), which are resident anyway, or over a 128 MiB buffer of its own ("buffer") where those
- * are under 64 MiB, so that little memory is used for it: the best of at least three passes, and of those that begin within
- * `seconds`. Of a device: its copies ("copy"), both directions counted. */
-double bench_read_bandwidth(const struct model *m, const struct checkpoint *c, double seconds, const char **from);
+/* How fast memory is read, to hold decoding against. */
+struct bench_bandwidth {
+    double read_bytes_per_s; /* median of the samples */
+    double decode_fraction;  /* of it that decoding takes: median over the trials; NaN without decode steps */
+    const char *from;        /* what was read: "weights", "buffer", "copy" */
+};
+/* Of a run and the bytes of a decoded token. "weights": this process read the model's own weights with all its threads
+ * (eval/bandwidth.h) before the trials and after each of them, a twentieth of a second each, and a trial is held against the
+ * mean of the samples around it, as neighbours on a machine change its bandwidth by the minute. Where the weights are under
+ * 64 MiB or not in one piece, a 128 MiB "buffer" is read once, now, so that it is in no figure of memory. Of a device: its
+ * copies ("copy"), both directions counted, now. */
+struct bench_bandwidth bench_bandwidth(const struct model *m, const struct bench_run *run, double decode_bytes);
 
 /* One pass at this depth on a timed backend (eval/kernel_timer.h), phases "fill" (if depth > 0), "prefill", "decode".
  * Puts "kernels", "phases" [{"phase", "wall_ms", "kernels_ms"}] and, where the host computes, "peak" (eval/peak.h),
- * measured here, into *results. read_bytes_per_s: as bench_read_bandwidth gives it. */
+ * measured here, into *results. read_bytes_per_s: as bench_bandwidth gives it. */
 void bench_kernels(struct model *m, struct kv_cache *kv, struct scratch *s, const struct bench_opts *o, int64_t depth,
                    double read_bytes_per_s, json_t *results);
 

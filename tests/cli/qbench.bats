@@ -173,6 +173,17 @@ bats_require_minimum_version 1.5.0
     done
 }
 
+@test "decoding is held against reads of its own weights around each trial" {
+    "$B/tests/mkmodel" -q llama-tied "$BATS_TEST_TMPDIR/wide" --hidden 1024 --vocab 40000 --layers 1 --no-tokenizer
+    "$B/bin/qbench" -q "$BATS_TEST_TMPDIR/wide" --prompt-tokens 2 --gen 4 --warmup 1 --trials 3 --depth 0,4 --compute f32 >"$BATS_TEST_TMPDIR/r.json"
+    jq -e '.results | .bandwidth as $b | ($b.samples | sort) as $s | $b.read_from == "weights" and ($s | length) == 4 and
+           (($s[1] + $s[2]) / 2 / $b.read_bytes_per_s - 1 | fabs) < 1e-9 and
+           ([range(3) as $t | $b.decode_bytes_per_token * .decode_tps.samples[$t] / (($b.samples[$t] + $b.samples[$t + 1]) / 2)] |
+            sort[1] / $b.decode_fraction - 1 | fabs) < 1e-9' "$BATS_TEST_TMPDIR/r.json"
+    "$B/bin/qbench" -q "$m" --prompt-tokens 2 --gen 4 --warmup 0 --trials 1 --compute f32 |
+        jq -e '.results.bandwidth | .read_from == "buffer" and .samples == []'
+}
+
 @test "a closed stdout and a full disk are failures" {
     run bash -c '"$B/bin/qbench" "$@" 2>&1 >&-' - "$bare" "${fast[@]}"
     [ "$status" = 1 ]

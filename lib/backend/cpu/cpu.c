@@ -109,6 +109,10 @@ static int cpu_load_weight(struct backend *be, struct weight *out, const struct 
     if (!src->src || !src->src->permuted_heads) w->rows = src->src ? src->src->data : src->codes;
     *out = (struct weight){.n_out = src->n_out, .n_in = src->n_in, .resident_bytes = (size_t)src->bytes,
                            .read_bytes = (size_t)src->bytes, .mapped = !src->in_memory, .data = w};
+    if (src->fmt.kind == CODE_FLOAT) {
+        out->memory = src->src ? src->src->data : src->codes;
+        out->memory_bytes = (size_t)src->bytes;
+    }
     snprintf(out->format, sizeof out->format, "%s", src->fmt.name ? src->fmt.name : "other");
     size_t bytes = repacked(be, w, src);
     if (!bytes) return 0;
@@ -121,7 +125,8 @@ static int cpu_load_weight(struct backend *be, struct weight *out, const struct 
         bf16_pack(&w->bf16, src);
     }
     qweight_drop(src);
-    out->resident_bytes = out->read_bytes = bytes;
+    out->resident_bytes = out->read_bytes = out->memory_bytes = bytes;
+    out->memory = data;
     out->mapped = false;
     out->copied = true;
     return 0;
