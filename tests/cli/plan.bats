@@ -175,7 +175,9 @@ format_of='def glob: gsub("\\."; "\\.") | gsub("\\*"; ".*") | "^" + . + "$";
     refused "no records" --argjson budget 6 /dev/null
     refused "kep: no argument of that name" --argjson budget 6 --argjson kep '["*"]' "$t/r"
     refused "is to be f16 and int8-row" --argjson budget 6 --argjson keep '{"*.v_proj":"f16","*.layers.0.*":"int8-row"}' "$t/r"
-    for b in '"abc"' -1 0 nan '[]' '{}' '{"bpw":5,"bytes":9}' '{"bpw":5,"ctx":9}' '{"gib":"x"}' '{"bits":5}'; do
+    nan=nan
+    jq -n --argjson b nan . >/dev/null 2>&1 || nan= # some releases of jq refuse it themselves
+    for b in '"abc"' -1 0 $nan '[]' '{}' '{"bpw":5,"bytes":9}' '{"bpw":5,"ctx":9}' '{"gib":"x"}' '{"bits":5}'; do
         refused "expected" --argjson budget "$b" "$t/r"
     done
     jq -c '.schema = "qlab.qsens/2"' "$t/r" >"$t/schema"
