@@ -35,7 +35,8 @@ static double begin(struct kernel_timer *t)
     return clock_s();
 }
 
-static void end(struct kernel_timer *t, double t0, const char *op, const char *format, double bytes, double ops)
+static struct kernel_row *end(struct kernel_timer *t, double t0, const char *op, const char *format, double bytes,
+                              double ops)
 {
     const struct backend_ops *of = t->inner->ops;
     double seconds;
@@ -50,6 +51,7 @@ static void end(struct kernel_timer *t, double t0, const char *op, const char *f
     r->seconds += seconds;
     r->bytes += bytes;
     r->ops += ops;
+    return r;
 }
 
 /* ---- memory and weights pass through ---- */
@@ -120,7 +122,10 @@ static void end_matmul(struct kernel_timer *t, double t0, const char *op, const 
     }
     char format[sizeof((struct kernel_row *)0)->format];
     formats_of(format, sizeof format, jobs, n);
-    end(t, t0, op, format, bytes, ops);
+    enum compute compute = jobs[0].w->compute;
+    for (int i = 1; i < n; i++)
+        if (jobs[i].w->compute != compute) compute = COMPUTE_F32; /* no one peak is theirs */
+    end(t, t0, op, format, bytes, ops)->compute = compute;
 }
 
 static void t_matmul(struct backend *be, const struct matmul *jobs, int n, const float *x, int64_t n_tok)
@@ -329,10 +334,10 @@ static int dearest_first(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-static void put_fractions(json_t *o, const struct kernel_row *r, enum compute compute, const struct roofs *roofs)
+static void put_fractions(json_t *o, const struct kernel_row *r, const struct roofs *roofs)
 {
     const struct peaks *p = roofs->peaks;
-    const struct peak *peak = p && r->ops > 0 ? peak_of(p, compute, r->format) : NULL;
+    const struct peak *peak = p && r->ops > 0 ? peak_of(p, r->compute) : NULL;
     double bytes_per_s = r->bytes / r->seconds, ops_per_s = r->ops / r->seconds;
     json_put(o, "bandwidth_fraction",
              roofs->read_bytes_per_s > 0 ? json_num(bytes_per_s / roofs->read_bytes_per_s) : json_null());
@@ -357,7 +362,7 @@ json_t *kernel_timer_json(const struct kernel_timer *t, const struct roofs *roof
         json_put(o, "ops", json_integer((json_int_t)r[i].ops));
         json_put(o, "bytes_per_s", json_num(r[i].bytes / r[i].seconds));
         json_put(o, "ops_per_s", json_num(r[i].ops / r[i].seconds));
-        put_fractions(o, &r[i], t->be.compute, roofs);
+        put_fractions(o, &r[i], roofs);
         json_array_append_new(a, o);
     }
     free(r);

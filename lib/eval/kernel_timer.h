@@ -11,6 +11,7 @@
  * saves or a kernel reads twice. Operations: additions and multiplications; exp, rsqrt and divisions count as one. */
 struct kernel_row {
     char phase[16], op[16], format[64]; /* format: of the weights, "a+b" for jobs of several; "" for other ops */
+    enum compute compute; /* of the products */
     int64_t calls;
     double seconds, bytes, ops;
 };

@@ -4,8 +4,6 @@
 #include "base/msg.h"
 #include "base/par.h"
 
-#include <string.h>
-
 /* Plain C: what the compiler makes of a multiplication and an addition of four floats, sums kept in registers. */
 typedef float v4 __attribute__((vector_size(16)));
 static volatile float plain_factor = 0.5f, plain_sink;
@@ -66,13 +64,10 @@ struct peaks peaks_measure(double seconds)
     return p;
 }
 
-const struct peak *peak_of(const struct peaks *p, enum compute compute, const char *format)
+const struct peak *peak_of(const struct peaks *p, enum compute compute)
 {
-    bool codes = (!strncmp(format, "int", 3) || !strncmp(format, "nf4", 3) || !strncmp(format, "fp4", 3)) &&
-                 !strstr(format, "strided");
-    if ((compute == COMPUTE_INT8 || compute == COMPUTE_INT8X2) && codes) return p->int8.instruction ? &p->int8 : NULL;
-    bool floats = !strcmp(format, "f16") || !strcmp(format, "bf16") || !strcmp(format, "f32");
-    if (compute == COMPUTE_BF16 && floats && p->bf16.instruction) return &p->bf16;
+    if (compute == COMPUTE_INT8 || compute == COMPUTE_INT8X2) return p->int8.instruction ? &p->int8 : NULL;
+    if (compute == COMPUTE_BF16 && p->bf16.instruction) return &p->bf16;
     return p->f32.instruction ? &p->f32 : NULL;
 }
 

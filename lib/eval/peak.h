@@ -19,9 +19,9 @@ struct peaks {
 /* The sets that the CPU kernels use (isa_best); about `seconds` for each. */
 struct peaks peaks_measure(double seconds);
 
-/* The peak that an op of this format is held against: that of the arithmetic which `compute` allows its weights.
- * f32 for ops without weights. Never a peak of 0. NULL if none is known. */
-const struct peak *peak_of(const struct peaks *p, enum compute compute, const char *format);
+/* The peak that an op of this arithmetic is held against; f32 where the set in use has no other. Never a peak of 0. NULL if
+ * none is known. */
+const struct peak *peak_of(const struct peaks *p, enum compute compute);
 /* {"f32": {"instruction", "ops_per_s"}, "bf16": …|null, "int8": …|null} */
 json_t *peaks_json(const struct peaks *p);
 

@@ -122,6 +122,11 @@ bats_require_minimum_version 1.5.0
     "$B/bin/qbench" -q "$BATS_TEST_TMPDIR/q" --prompt-tokens 20 --gen 3 --trials 1 --kernels --compute int8 >"$r"
     holds '.results | .peak.int8 as $p | [.kernels[] | select(.format == "int4-g32") | .peak] | length > 0 and
            (unique == [if $p then "int8" else null end])'
+    holds '[.results.kernels[] | select(.format == "bf16" and .ops > 0) | .peak] | unique == ["f32"]' # the head stays in floats
+    "$B/bin/qquant" -q "$bare" -f int4-strided128 -o "$BATS_TEST_TMPDIR/s" >/dev/null # recoded: integers as well
+    "$B/bin/qbench" -q "$BATS_TEST_TMPDIR/s" --prompt-tokens 20 --gen 3 --trials 1 --kernels --compute int8 >"$BATS_TEST_TMPDIR/s.json"
+    jq -e '.results | .peak.int8 as $p | [.kernels[] | select(.format == "int4-strided128") | .peak] | length > 0 and
+           (unique == [if $p then "int8" else null end])' "$BATS_TEST_TMPDIR/s.json"
     # never more than there is: an instruction that multiplies 4 pairs a lane beats one that multiplies one
     holds '.results.peak | .int8 == null or .int8.ops_per_s > .f32.ops_per_s'
     "$B/bin/qbench" -q "$BATS_TEST_TMPDIR/q" --prompt-tokens 20 --gen 3 --trials 1 --kernels --compute f32 >"$r"

@@ -127,6 +127,7 @@ static int cpu_load_weight(struct backend *be, struct weight *out, const struct 
     qweight_drop(src);
     out->resident_bytes = out->read_bytes = out->memory_bytes = bytes;
     out->memory = data;
+    out->compute = be->compute;
     out->mapped = false;
     out->copied = true;
     return 0;
