@@ -127,7 +127,7 @@ define random_rule
 $(G)/random/$(1).ppl.json: random.jq $(M)/f16/quant.json $(M)/.stamp/ppl $(G)/.stamp/random $(foreach f,$(CANDIDATES),$(M)/sens-isolated-$(f).json) \
     $(S)/qppl.tool $(S)/qquant.tool | $(GEN1_PPLS)
 	@$$(call say_long,random mix $(1) of $(words $(RANDOMS)),$$(call flops.ppl,$$(RANDOM_WINDOWS)))
-	@mkdir -p '$$(@D)'; rm -rf '$$@' '$$(@D)/$(1)' '$$(@D)/$(1).part-'*; \
+	@mkdir -p '$$(@D)'; rm -rf '$$@' '$$(@D)/$(1)' '$$(@D)/$(1).part-'* $(G)/ref-random.states*.part-*; \
 	jq -n -f random.jq --argjson seed $(1) $$(foreach f,$$(CANDIDATES),$(M)/sens-isolated-$$(f).json) >'$$(@D)/$(1).recipe.json'; \
 	$(BIN)/qquant -q $(M)/f16/model -r '$$(@D)/$(1).recipe.json' -o '$$(@D)/$(1)' >'$$(@D)/$(1).quant.json'; \
 	$(BIN)/qppl -q '$$(@D)/$(1)' $$(random_ppl) >'$$@.tmp'; \

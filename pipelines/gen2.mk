@@ -4,7 +4,8 @@
 #   OUT/<model>/<recipe>/model/               by qquant; quant.json is written last and stands for the folder
 #   OUT/<model>/<recipe>/{load,ppl,bench}.json, say.json: what it says to PROMPT, ppl.nll: for qreport diff
 #   OUT/<model>/ref.states                    f16's hidden states on TEXT, so that f16 runs once and not once a format;
-#                                             ref.states.logits: its logits, if they take less than 2 GB
+#                                             ref.states.logits: its logits, if they take less than 2 GB; may be
+#                                             deleted: whatever wants them next makes them again
 #   OUT/<model>/gen2/                         report.md, report.csv, plots; report.json is written last and stands for them
 
 FORMATS := f16 int8-row int4-row int4-strided128 int4-g128 int4-g64 int4-g32 int4-g64-sym int4-g32-sym+mse nf4 nf4-dq fp4 \

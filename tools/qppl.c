@@ -1,6 +1,7 @@
 /* qppl: perplexity by a named protocol, alone or against a reference model. */
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/host.h"
 #include "base/mem.h"
 #include "base/msg.h"
 #include "base/record.h"
@@ -112,8 +113,9 @@ static void states_key(char key[65], const struct record *r, const struct eval_t
 {
     char tokens[65];
     sha256_hex(t->ids, (size_t)t->n_ids * sizeof *t->ids, tokens);
-    char *s = mem_printf("%d %s %s %s %s %s ctx %lld stride %lld windows %lld bos %d", RESULTS_VERSION,
+    char *s = mem_printf("%d %s %s %s %s %s %s ctx %lld stride %lld windows %lld bos %d", RESULTS_VERSION,
                          record_input_digest(r, 2), tokens, o.protocol, compute, tool.common.device,
+                         isa_name(isa_best()),
                          (long long)ws->ctx, (long long)ws->stride, (long long)ws->n, ws->replace_bos);
     sha256_hex(s, strlen(s), key);
     free(s);

@@ -220,7 +220,7 @@ int bench_depth(const struct model *m, struct kv_cache *kv, struct scratch *s, c
             settled = device_settle(be, one_pass, &p);
             be->ops->sense(be, &before);
         }
-        if (pass == o->warmup) sample_bandwidth(run, &weights);
+        if (pass == o->warmup && pass > 0) sample_bandwidth(run, &weights); /* a cold first trial stays cold */
         one_pass(&p);
         if (pass == 0) memcpy(run->generated, p.ids, (size_t)n * sizeof *p.ids);
         else if (memcmp(run->generated, p.ids, (size_t)n * sizeof *p.ids))
@@ -289,9 +289,12 @@ struct bench_bandwidth bench_bandwidth(const struct model *m, const struct bench
         b.from = "buffer";
         b.read_bytes_per_s = bandwidth_read_anonymous(BUFFER, 0.5);
     }
-    for (int64_t t = 0; t < run->n_decode; t++)
-        x[t] = decode_bytes * run->decode_tps[t] /
-               (n ? (run->bandwidth[t] + run->bandwidth[t + 1]) / 2 : b.read_bytes_per_s);
+    int64_t first = n - run->n_trials; /* of the samples after trials */
+    for (int64_t t = 0; t < run->n_decode; t++) {
+        const double *s = run->bandwidth;
+        double around = !n ? b.read_bytes_per_s : t + first > 0 ? (s[t + first - 1] + s[t + first]) / 2 : s[0];
+        x[t] = decode_bytes * run->decode_tps[t] / around;
+    }
     if (run->n_decode && b.read_bytes_per_s > 0) b.decode_fraction = median(x, run->n_decode);
     free(x);
     return b;

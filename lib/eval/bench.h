@@ -21,7 +21,7 @@ struct bench_opts {
     int64_t n_prompt, n_gen; /* both ≥ 1 */
     const int32_t *filler; /* ids that fill the cache before the prompt; as many as the greatest depth */
     int warmup, trials;    /* trials ≥ 1 */
-    bool bandwidth;        /* measure it before the trials and after each (bench_bandwidth) */
+    bool bandwidth;        /* measure it around the trials (bench_bandwidth) */
     /* one pass's end: passes done so far, of all warm-ups and trials of all depths */
     void (*on_pass)(void *ctx, int64_t done);
     void *ctx;
@@ -37,7 +37,7 @@ struct bench_run {
     int64_t depth, n_trials, n_token_ms, n_decode;
     double *ttft_ms, *prefill_tps, *decode_tps, *token_ms;
     int64_t n_bandwidth;
-    double *bandwidth; /* bytes per second, trials + 1: sample t and t+1 stand around trial t; none if not asked for */
+    double *bandwidth; /* bytes per second: before the trials, if there were warm-ups, and after each; none if not asked for */
     int32_t *generated; /* (n_gen) ids, the same in every trial */
     json_t *device;     /* NULL on the CPU; else {"settle_passes", "before", "after" the trials (eval/device.h),
                            "energy": {"prefill_j_per_token", "decode_j_per_token", "passes"}|null} */
@@ -66,10 +66,10 @@ struct bench_bandwidth {
     const char *from;        /* what was read: "weights", "buffer", "copy" */
 };
 /* Of a run and the bytes of a decoded token. "weights": this process read the model's own weights with all its threads
- * (eval/bandwidth.h) before the trials and after each of them, a twentieth of a second each, and a trial is held against the
- * mean of the samples around it, as neighbours on a machine change its bandwidth by the minute. Where the weights are under
- * 64 MiB or not in one piece, a 128 MiB "buffer" is read once, now, so that it is in no figure of memory. Of a device: its
- * copies ("copy"), both directions counted, now. */
+ * (eval/bandwidth.h), four passes and a twentieth of a second at least, before the trials (not if there are no warm-ups: a
+ * cold start stays one) and after each. A trial is held against the mean of the samples around it, as neighbours on a
+ * machine change its bandwidth by the minute. Where the weights are under 64 MiB or not in one piece, a 128 MiB "buffer"
+ * is read once, now, so that it is in no figure of memory. Of a device: its copies ("copy"), both directions counted, now. */
 struct bench_bandwidth bench_bandwidth(const struct model *m, const struct bench_run *run, double decode_bytes);
 
 /* One pass at this depth on a timed backend (eval/kernel_timer.h), phases "fill" (if depth > 0), "prefill", "decode".

@@ -3,6 +3,7 @@
 #include "base/mem.h"
 #include "base/msg.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -90,10 +91,12 @@ static int save_rows(struct saver *s, struct backend *be, const float *rows, int
 
 static int saver_close(struct saver *s, bool complete, struct err *e)
 {
+    int rc = 0;
     free(s->host);
-    if (s->open && complete) return file_out_close(&s->out, e);
-    if (s->open) file_out_abort(&s->out);
-    return 0;
+    if (s->open && complete) rc = file_out_close(&s->out, e);
+    else if (s->open) file_out_abort(&s->out);
+    *s = (struct saver){0};
+    return rc;
 }
 
 /* ---- one model's buffers ---- */
@@ -165,6 +168,20 @@ static void plan(struct run *x)
     x->rows = clamp(x->rows, 1, x->n_batch * ws->longest);
 }
 
+/* Kept logits save later runs time and are no result: where they cannot be written (they are large) the run goes on. */
+static void no_logits(struct run *x, const struct err *why)
+{
+    struct err e;
+    msg_warn("the reference's logits are not kept: %s", why->msg);
+    saver_close(&x->logits, false, &e);
+}
+
+static void save_logits(struct run *x, const float *logits, int64_t n)
+{
+    struct err e;
+    if (save_rows(&x->logits, x->job->ref->be, logits, n, &e)) no_logits(x, &e);
+}
+
 static int compare_slice(struct run *x, int64_t row, int64_t n, const int32_t *targets, struct err *e)
 {
     bool same = x->job->ref == x->job->model;
@@ -181,7 +198,8 @@ static int compare_slice(struct run *x, int64_t row, int64_t n, const int32_t *t
         if (ref->rows) be->ops->upload(be, ref->rows, x->job->states->rows + at * D, (size_t)(n * D) * sizeof(float));
         if (!same) model_logits(ref->m, hidden, n, ref->logits);
     }
-    if (save_rows(&x->states, be, hidden, n, e) || save_rows(&x->logits, be, ref->logits, n, e)) return -1;
+    if (save_rows(&x->states, be, hidden, n, e)) return -1;
+    save_logits(x, ref->logits, n);
     struct backend *other = x->model.m->be; /* whose queue be knows nothing of */
     other->ops->sync(other);
     struct divergence d[MAX_SLICE];
@@ -281,13 +299,17 @@ static int run_batch(struct run *x, const struct window *w, int n, struct err *e
     return 0;
 }
 
-static int start_saving(struct run *x, struct err *e)
+static int start_saving(struct run *x, bool stored, struct err *e)
 {
     const struct ppl_job *j = x->job;
-    if (saver_open(&x->states, j->save_states, j->states_key, x->r->n, j->ref->cfg.hidden_size, x->slice, e)) return -1;
-    if (!j->save_logits) return 0;
+    const struct config *c = &j->ref->cfg;
+    struct err why;
     char *beside = mem_printf("%s%s", j->save_states, LOGITS_SUFFIX);
-    int rc = saver_open(&x->logits, beside, j->states_key, x->r->n, j->ref->cfg.vocab_size, x->slice, e);
+    int rc = stored ? 0 : saver_open(&x->states, j->save_states, j->states_key, x->r->n, c->hidden_size, x->slice, e);
+    if (rc == 0 && !stored) remove(beside); /* of other states */
+    if (rc == 0 && j->save_logits && !(stored && j->states->logits) &&
+        saver_open(&x->logits, beside, j->states_key, x->r->n, c->vocab_size, x->slice, &why))
+        no_logits(x, &why);
     free(beside);
     return rc;
 }
@@ -305,7 +327,7 @@ int ppl_run(const struct ppl_job *job, struct ppl_result *r, struct err *e)
     x.tokens = mem_array((size_t)x.rows, sizeof *x.tokens);
     int rc = side_open(&x.model, job->model, x.rows, x.n_batch, ws->longest, x.slice, false, e);
     if (rc == 0 && apart) rc = side_open(&x.ref, job->ref, x.rows, x.n_batch, ws->longest, x.slice, stored, e);
-    if (rc == 0 && job->ref && !stored && job->save_states) rc = start_saving(&x, e);
+    if (rc == 0 && job->ref && job->save_states) rc = start_saving(&x, stored, e);
     progress_begin(&x.bar, "perplexity", "tokens", r->n);
     for (int64_t i = 0; rc == 0 && i < ws->n; i += x.n_batch)
         rc = run_batch(&x, &ws->w[i], (int)(ws->n - i < x.n_batch ? ws->n - i : x.n_batch), e);
@@ -316,7 +338,8 @@ int ppl_run(const struct ppl_job *job, struct ppl_result *r, struct err *e)
     side_close(&x.model);
     side_close(&x.ref);
     free(x.tokens);
-    if (saver_close(&x.logits, rc == 0, e)) rc = -1;
+    struct err why;
+    if (saver_close(&x.logits, rc == 0, &why)) no_logits(&x, &why);
     if (saver_close(&x.states, rc == 0, e)) rc = -1;
     if (rc) ppl_result_free(r);
     return rc;

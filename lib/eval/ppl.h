@@ -26,8 +26,8 @@ struct ppl_job {
     const struct model *model;
     const struct model *ref;         /* NULL: no comparison; model itself is run once, not twice */
     const struct ref_states *states; /* of ref (not of model); NULL or rows == NULL: it is run */
-    const char *save_states;         /* with ref run: write its states to this file; NULL: do not */
-    bool save_logits;                /* and its logits beside */
+    const char *save_states;         /* write ref's states to this file unless they are stored; NULL: do not */
+    bool save_logits;                /* and its logits beside, unless they are stored; failing at that is a warning */
     const char *states_key;          /* 64 hex digits, with save_states */
     const int32_t *tokens;
     const struct windows *windows;

@@ -144,6 +144,34 @@ ppl() { "$B/bin/qppl" -q "$@" >"$r"; }
     jq -cS .results "$r" | cmp - "$BATS_TEST_TMPDIR/plain"
     ppl "$q" --text $text --ctx 64 --chars 1000 --ref "$m" --ref-cache "$BATS_TEST_TMPDIR/none"
     [ ! -e "$BATS_TEST_TMPDIR/none.logits" ]
+    before=$(stat -c %Y.%i "$BATS_TEST_TMPDIR/none") # states that are there already get their logits
+    ppl "$q" --text $text --ctx 64 --chars 1000 --ref "$m" --ref-cache "$BATS_TEST_TMPDIR/none" --ref-logits 16
+    jq -cS .results "$r" | cmp - "$BATS_TEST_TMPDIR/plain"
+    [ "$(stat -c %Y.%i "$BATS_TEST_TMPDIR/none")" = "$before" ]
+    cmp "$BATS_TEST_TMPDIR/none.logits" "$BATS_TEST_TMPDIR/own.logits"
+    ppl "$q" --text $text --ctx 32 --chars 1000 --ref "$m" --ref-cache "$BATS_TEST_TMPDIR/none" # logits of other states go
+    [ ! -e "$BATS_TEST_TMPDIR/none.logits" ]
+    before=$(stat -c %i "$BATS_TEST_TMPDIR/none") # another set of instructions, other last bits
+    QLAB_ISA=plain ppl "$q" --text $text --ctx 32 --chars 1000 --ref "$m" --ref-cache "$BATS_TEST_TMPDIR/none"
+    [ "$(stat -c %i "$BATS_TEST_TMPDIR/none")" != "$before" ]
+}
+
+@test "no room for the reference's logits is a warning: the results and the states are as ever" {
+    c=$BATS_TEST_TMPDIR/states
+    ppl "$q" --text $text --ctx 64 --chars 1000 --ref "$m"
+    jq -cS .results "$r" >"$BATS_TEST_TMPDIR/plain"
+    mkdir "$c.logits" "$c.logits/taken" # a folder stands where the file should go
+    "$B/bin/qppl" "$q" --text $text --ctx 64 --chars 1000 --ref "$m" --ref-cache "$c" --ref-logits 16 >"$r" 2>"$BATS_TEST_TMPDIR/err"
+    grep -q "logits are not kept: " "$BATS_TEST_TMPDIR/err"
+    jq -cS .results "$r" | cmp - "$BATS_TEST_TMPDIR/plain"
+    [ -s "$c" ]
+    rm -r "$c.logits"
+    states=$(($(stat -c %s "$c") / 1024 + 8)) # no file may be larger than the states, nearly
+    rm "$c"
+    (trap '' XFSZ; ulimit -f "$states"; "$B/bin/qppl" "$q" --text $text --ctx 64 --chars 1000 --ref "$m" --ref-cache "$c" --ref-logits 16) >"$r" 2>"$BATS_TEST_TMPDIR/err"
+    grep -q "logits are not kept: " "$BATS_TEST_TMPDIR/err"
+    jq -cS .results "$r" | cmp - "$BATS_TEST_TMPDIR/plain"
+    [ -s "$c" ] && [ ! -e "$c.logits" ] && ! ls "$c".logits.part-* 2>/dev/null
 }
 
 @test "a reference that is the model itself: no damage, and the states any other run keeps of it" {
