@@ -161,7 +161,7 @@ static char **as_given;
 char **args_as_given(void) { return as_given; }
 
 #define MAX_OPTS 64
-static const void *given[MAX_OPTS]; /* values; NULL ends */
+static const void *given[MAX_OPTS + 1]; /* values; NULL ends, also where every option was given */
 
 static void note_given(const void *value)
 {
