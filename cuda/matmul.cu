@@ -406,8 +406,8 @@ struct room {
 };
 
 /* Integer tiles: all jobs of a kind in one launch, then the partners, which need the gates. */
-static void int8_jobs(const struct cuda_env *env, const struct cuda_matmul *m, const struct room *room, const struct cuda_job *jobs, int n, const struct cuda_acts *acts,
-                      cudaStream_t s)
+static void int8_jobs(const struct cuda_env *env, const struct cuda_matmul *m, const struct room *room,
+                      const struct cuda_job *jobs, int n, const struct cuda_acts *acts, cudaStream_t s)
 {
     for (int partner = 0; partner < 2; partner++)
         for (int kind = CUW_INT4; kind <= CUW_BOOK; kind++) {
