@@ -484,9 +484,11 @@ static float *device_array(struct sweep *w, int64_t rows, int64_t n, struct err 
     return w->be->ops->alloc(w->be, (size_t)(rows * n) * sizeof(float), e);
 }
 
-/* How many units of a layer run together: all, or what fits the budget. */
+/* How many units of a layer run together: all, or what fits the budget. One on a device: where rows are many it multiplies
+ * by other kernels, even in another arithmetic, and the reference has the rows of one unit. */
 static int64_t stack_height(const struct sweep *w)
 {
+    if (w->be->ops->describe) return 1;
     const struct config *c = &w->m->cfg;
     int64_t row = 4 * (3 * c->hidden_size + 2 * (c->n_heads + c->n_kv_heads) * c->head_dim + 2 * c->intermediate_size);
     int64_t n = STACK_BUDGET / (row * w->T), n_kv = STACK_BUDGET / kv_bytes(w->m, w->T);

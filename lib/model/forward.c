@@ -169,6 +169,10 @@ static void cut_layer(const struct model *m, int64_t i, const struct span *spans
     }
 }
 
+/* On a device the fast kinds take other kernels for few rows than for many, which round activations otherwise: results
+ * would depend on where the layer is cut. */
+static bool may_cut(const struct backend *be) { return !be->ops->describe || be->compute == COMPUTE_F32; }
+
 /* skip: as model_forward_last has it, or NULL */
 static void run_layers(const struct model *m, const int32_t *tokens, const struct span *spans, const int64_t *skip,
                        int n_spans, struct scratch *s, const struct linear_hook *hook)
@@ -181,7 +185,7 @@ static void run_layers(const struct model *m, const int32_t *tokens, const struc
     /* A row's page may come as one of 2 MB: of a large table, a hundred tokens would keep most resident. */
     if (m->give_back) qweight_drop(&m->table);
     bool cut = false;
-    for (int i = 0; skip && i < n_spans; i++) cut |= skip[i] > 0;
+    for (int i = 0; skip && i < n_spans && may_cut(m->be); i++) cut |= skip[i] > 0;
     for (int64_t i = 0; i < c->n_layers - cut; i++) model_layer(m, i, s->x, spans, n_spans, s, hook);
     if (cut) cut_layer(m, c->n_layers - 1, spans, skip, n_spans, s);
     m->be->ops->rmsnorm(m->be, s->x, s->x, m->final_norm, n_tok, c->hidden_size, c->rms_norm_eps);

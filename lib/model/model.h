@@ -63,7 +63,7 @@ void model_layer(const struct model *m, int64_t i, float *x, const struct span *
 void model_forward(const struct model *m, const int32_t *tokens, const struct span *spans, int n_spans,
                    struct scratch *s, const struct linear_hook *hook);
 /* The same where nobody reads the states of the first skip[i] rows of span i: they are undefined afterwards, and the last
- * layer computes nothing of those rows but keys and values. */
+ * layer computes nothing of those rows but keys and values (all of them on a device in the fast kinds of compute). */
 void model_forward_last(const struct model *m, const int32_t *tokens, const struct span *spans, const int64_t *skip,
                         int n_spans, struct scratch *s);
 /* logits (n_tok, vocab) = head · hidden (n_tok, hidden), both on the device */

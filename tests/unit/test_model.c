@@ -29,7 +29,7 @@ struct under_test {
     struct scratch s;
 };
 
-static void open_model(struct under_test *u, const char *kind, const char *device)
+static void open_model_in(struct under_test *u, const char *kind, const char *device, const char *compute)
 {
     struct tiny t;
     struct err e;
@@ -37,9 +37,14 @@ static void open_model(struct under_test *u, const char *kind, const char *devic
     const char *dir = test_tmp(kind);
     if (tiny_write(&t, dir, &e)) fail_msg("%s", e.msg);
     if (checkpoint_open(&u->c, dir, &e)) fail_msg("%s", e.msg);
-    if (backend_open(&u->be, device, "f32", false, &e)) fail_msg("%s", e.msg);
+    if (backend_open(&u->be, device, compute, false, &e)) fail_msg("%s", e.msg);
     if (model_load(&u->m, &u->be, &u->c, &e)) fail_msg("%s", e.msg);
     if (scratch_alloc(&u->s, &u->m, 64, &e)) fail_msg("%s", e.msg);
+}
+
+static void open_model(struct under_test *u, const char *kind, const char *device)
+{
+    open_model_in(u, kind, device, "f32");
 }
 
 static void close_model(struct under_test *u)
@@ -189,6 +194,45 @@ static void pieces_and_batches(void **state)
         }
 }
 
+static void a_device(struct backend *be, struct device *d)
+{
+    (void)be;
+    memset(d, 0, sizeof *d);
+}
+
+/* On a device the last layer is cut for f32 alone: else kernels, and what they round activations to, depend on the
+ * number of rows. Where it is not cut, the rows that nobody reads are as in a whole pass. */
+static void cuts_on_devices(void **state)
+{
+    (void)state;
+    for (int on_device = 0; on_device < 2; on_device++)
+        for (int fast = 0; fast < 2; fast++) {
+            struct under_test u = {0};
+            struct err e;
+            open_model_in(&u, "llama-headdim32", "cpu", fast ? "int8" : "f32");
+            struct backend_ops ops = *u.be.ops;
+            if (on_device) ops.describe = a_device;
+            u.be.ops = &ops;
+            const int64_t n = 24, skip = 10, D = u.m.cfg.hidden_size;
+            int32_t tokens[24];
+            for (int i = 0; i < n; i++) tokens[i] = (i * 37 + 11) % (int32_t)u.m.cfg.vocab_size;
+            float *whole = mem_array((size_t)(n * D), sizeof *whole);
+            struct kv_cache kv;
+            assert_int_equal(kv_alloc(&kv, &u.m, n, &e), 0);
+            const struct span span = {&kv, 0, n};
+            model_forward(&u.m, tokens, &span, 1, &u.s, NULL);
+            memcpy(whole, u.s.x, (size_t)(n * D) * sizeof *whole);
+            kv.n = 0;
+            model_forward_last(&u.m, tokens, &span, &skip, 1, &u.s);
+            bool cut = memcmp(whole, u.s.x, (size_t)(skip * D) * sizeof *whole) != 0;
+            assert_int_equal(cut, !(on_device && fast));
+            if (!cut) assert_memory_equal(whole, u.s.x, (size_t)(n * D) * sizeof *whole);
+            kv_free(&kv, &u.m);
+            free(whole);
+            close_model(&u);
+        }
+}
+
 static void greedy(void **state)
 {
     (void)state;
@@ -238,6 +282,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(against_transformers),
         cmocka_unit_test(pieces_and_batches),
+        cmocka_unit_test(cuts_on_devices),
         cmocka_unit_test(greedy),
         cmocka_unit_test(thread_counts),
     };

@@ -318,6 +318,47 @@ static void test_no_damage(void **state)
     close_tiny(&f);
 }
 
+static const struct backend_ops *counted;
+static int most_spans;
+static void count_spans(struct backend *be, float *out, const float *q, const struct span *spans, int n_spans,
+                        int64_t layer, int64_t n_heads)
+{
+    if (n_spans > most_spans) most_spans = n_spans;
+    counted->attention(be, out, q, spans, n_spans, layer, n_heads);
+}
+
+static void a_device(struct backend *be, struct device *d)
+{
+    (void)be;
+    memset(d, 0, sizeof *d);
+}
+
+/* Units run through the later layers together, but on a device, where the kernel depends on the number of rows. */
+static void test_stacks(void **state)
+{
+    (void)state;
+    struct sens_result r[2];
+    struct sens_opts o = {.mode = SENS_ISOLATED, .per = SENS_TENSOR, .fmt = format_find("int4-g64"),
+                          .method = method_find("rtn"), .model_dtype = DT_BF16};
+    for (int on_device = 0; on_device < 2; on_device++) {
+        struct fixture f;
+        open_tiny(&f, "llama-tied", "stacks", NULL);
+        counted = f.be.ops;
+        struct backend_ops ops = *counted;
+        ops.attention = count_spans;
+        if (on_device) ops.describe = a_device;
+        f.be.ops = &ops;
+        most_spans = 0;
+        run(&f, &o, &r[on_device]);
+        if (on_device) assert_int_equal(most_spans, 1);
+        else assert_true(most_spans > 1);
+        close_tiny(&f);
+    }
+    assert_memory_equal(r[0].entries, r[1].entries, (size_t)r[0].n * sizeof *r[0].entries);
+    sens_result_free(&r[0]);
+    sens_result_free(&r[1]);
+}
+
 static void test_threads(void **state)
 {
     (void)state;
@@ -476,6 +517,7 @@ int main(void)
         cmocka_unit_test(test_outputs_llama), cmocka_unit_test(test_outputs_qwen3), cmocka_unit_test(test_local),
         cmocka_unit_test(test_seed_preset),   cmocka_unit_test(test_no_damage),     cmocka_unit_test(test_threads),
         cmocka_unit_test(test_nan),           cmocka_unit_test(test_samples),       cmocka_unit_test(test_partial),
+        cmocka_unit_test(test_stacks),
     };
     return cmocka_run_group_tests_name("sensitivity", tests, NULL, NULL);
 }
