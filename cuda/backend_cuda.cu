@@ -74,6 +74,7 @@ static int be_load_weight(struct backend *be, struct weight *out, const struct q
     out->n_in = src->n_in;
     out->resident_bytes = plan.bytes;
     out->read_bytes = plan.read_bytes;
+    out->copied = true; /* src was packed to pinned memory before its copies were queued: nothing points into it */
     out->data = w;
     snprintf(out->format, sizeof out->format, "%s", src->fmt.name ? src->fmt.name : "other");
     return 0;

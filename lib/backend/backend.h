@@ -30,7 +30,7 @@ struct weight {
     size_t read_bytes;     /* bytes one token's matmul reads */
     bool mapped;           /* resident_bytes are pages of the checkpoint's file */
     enum compute compute;  /* what its products compute in, on the CPU: floats may stay in f32 where codes are int8 */
-    bool copied;           /* of the source only rows are read from now on, if they are looked up */
+    bool copied;           /* of the source only rows are read from now on, if the host (memory) looks them up */
     const void *memory;    /* memory_bytes of them that the host's threads read in one piece; NULL: on a device, or in parts */
     size_t memory_bytes;
     void *data;            /* backend-private */

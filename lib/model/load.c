@@ -91,7 +91,8 @@ static int load_linear(struct model *m, struct weight *out, const struct checkpo
     m->weights_bytes += (int64_t)out->resident_bytes;
     m->read_bytes += (int64_t)out->read_bytes;
     if (src == &w || !out->copied) return 0;
-    if (looked_up) m->weights_bytes += src->bytes;
+    /* The host reads rows of the source, a device those of its copy. */
+    if (looked_up && out->memory) m->weights_bytes += src->bytes;
     else free_last(m);
     return 0;
 }

@@ -71,18 +71,22 @@ std::vector<float> random_vector(size_t n, float by)
 
 /* ---- ops ---- */
 
-/* A weight of random codes, on two backends. */
+/* A weight of random codes, on two backends. What the first was loaded from is gone: a device has copied it. */
 struct pair_of_weights {
     struct qbuffer b;
     struct weight w[2];
     struct backend *be[2];
     pair_of_weights(struct backend *x, struct backend *y, const char *format, int64_t n_out, int64_t n_in) : be{x, y}
     {
-        struct rng r = {uint64_t(check::random()())};
+        struct rng r = {uint64_t(check::random()())}, again = r;
         struct err e;
+        struct qbuffer gone;
         qrandom(&b, format_find(format), n_out, n_in, DT_F16, &r, false);
+        qrandom(&gone, format_find(format), n_out, n_in, DT_F16, &again, false);
         for (int i = 0; i < 2; i++)
-            if (be[i]->ops->load_weight(be[i], &w[i], &b.w, &e)) die("%s", e.msg);
+            if (be[i]->ops->load_weight(be[i], &w[i], i ? &b.w : &gone.w, &e)) die("%s", e.msg);
+        CHECK(w[0].copied && !w[0].memory, "%s: not copied", format);
+        qbuffer_free(&gone);
     }
     ~pair_of_weights()
     {

@@ -74,6 +74,20 @@ refused() {
         .predicted_bytes == .weights_bytes + .kv_bytes + .scratch_bytes + .context_bytes' "$T/p.json"
 }
 
+@test "qload plans what a GGUF takes on a device" {
+    "$E/mkmodel" -q llama-tied "$T/tied"
+    "$E/mkmodel" -q llama-untied-rope3 "$T/untied"
+    local m dtype
+    for m in tied untied; do
+        for dtype in bf16 q8_0; do # q and k are expanded, whose rows GGUF permutes; all of blocks, the table too
+            "$E/mkgguf" -q "$T/$m" "$T/$m.gguf" --dtype $dtype
+            "$E/qload" "$T/$m.gguf" -q --plan-memory --ctx 16 --batch 1 --device cuda >"$T/p.json"
+            "$E/qbench" "$T/$m.gguf" -q --prompt-tokens 1 --gen 1 --warmup 0 --trials 1 --device cuda >"$T/r.json"
+            diff <(jq .results.memory.weights_bytes "$T/p.json") <(jq .results.memory.weights_bytes "$T/r.json")
+        done
+    done
+}
+
 @test "qsens runs on a device" {
     local cpu=$T/cpu.json cuda=$T/cuda.json
     "$E/qsens" "$T/f16" -f int4-g64 --text data/calibration.txt --chars 40 -q >"$cpu"

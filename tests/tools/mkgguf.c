@@ -1,5 +1,6 @@
 /* mkgguf MODEL OUT.gguf [options]: a float checkpoint as GGUF, so that other programs can run the same weights. */
 #include "base/args.h"
+#include "base/half.h"
 #include "base/mem.h"
 #include "base/msg.h"
 #include "base/par.h"
@@ -7,6 +8,7 @@
 #include "views/checkpoint.h"
 #include "views/tokenizer.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -151,6 +153,23 @@ static int64_t heads_of(const struct tensor *t, const struct config *c)
     return 0;
 }
 
+/* n floats, a multiple of 32, as blocks of Q8_0: the scale in f16, then 32 codes. */
+static void to_q8_0(const float *v, uint8_t *out, int64_t n)
+{
+    for (int64_t b = 0; b < n / 32; b++, v += 32, out += 34) {
+        float most = 0;
+        for (int i = 0; i < 32; i++) most = fmaxf(most, fabsf(v[i]));
+        uint16_t scale = f32_to_f16(most / 127);
+        float d = f16_to_f32(scale);
+        memcpy(out, &scale, sizeof scale);
+        for (int i = 0; i < 32; i++) { /* the scale may have been rounded down */
+            float q = d > 0 ? roundf(v[i] / d) : 0;
+            int8_t code = (int8_t)(q > 127 ? 127 : q < -127 ? -127 : q);
+            memcpy(out + 2 + i, &code, 1);
+        }
+    }
+}
+
 struct rows {
     const struct tensor *t;
     int64_t heads, n, cols, first; /* first: row of the file that `out` begins with */
@@ -177,7 +196,8 @@ static void convert(void *ctx, int64_t begin, int64_t end, int thread)
             memcpy(r->out + (size_t)i * row, src, row);
         } else {
             from->to_f32(src, v, r->cols);
-            dtype_from_f32(dtype, v, r->out + (size_t)i * row, r->cols);
+            if (dtype == DT_Q8_0) to_q8_0(v, r->out + (size_t)i * row, r->cols);
+            else dtype_from_f32(dtype, v, r->out + (size_t)i * row, r->cols);
         }
     }
     free(v);
@@ -229,7 +249,8 @@ static int append_rope(struct gguf_stream *s, const struct config *c, struct err
 int main(int argc, char **argv)
 {
     struct opt opts[] = {
-        {"dtype", 0, OPT_CHOICE, &dtype_arg, "f16|bf16", "element type of matrices (vectors are F32)", "f16|bf16", 0, 0},
+        {"dtype", 0, OPT_CHOICE, &dtype_arg, "f16|bf16|q8_0", "element type of matrices (vectors are F32)",
+         "f16|bf16|q8_0", 0, 0},
         {"pre", 0, OPT_STR, &pre, "NAME", "how llama.cpp calls the text splitting: llama-bpe, qwen2, smollm, gpt-2", NULL, 0, 0},
         {0},
     };
@@ -241,7 +262,7 @@ int main(int argc, char **argv)
     struct gguf_stream s;
     char **arg = args_parse(&tool, argc, argv, &n_args), name[64];
     if (n_args != 2) die_usage("MODEL and OUT.gguf were expected");
-    dtype = !strcmp(dtype_arg, "f16") ? DT_F16 : DT_BF16;
+    dtype = !strcmp(dtype_arg, "f16") ? DT_F16 : !strcmp(dtype_arg, "bf16") ? DT_BF16 : DT_Q8_0;
     if (checkpoint_open(&c, arg[0], &e)) die("%s", e.msg);
     if (c.is_gguf || c.quant) die("%s: not a folder of float weights", arg[0]);
     struct gguf_writer *w = gguf_writer_new();
@@ -251,7 +272,11 @@ int main(int argc, char **argv)
     if (divisors) gguf_declare_tensor(w, "rope_freqs.weight", DT_F32, 1, (int64_t[]){c.config.head_dim / 2});
     for (size_t i = 0; i < c.n_tensors; i++) {
         const struct tensor *t = &c.tensors[i];
-        if (gguf_name(t, name)) gguf_declare_tensor(w, name, t->n_dims == 1 ? DT_F32 : dtype, t->n_dims, t->shape);
+        if (!gguf_name(t, name)) continue;
+        if (t->n_dims > 1 && t->shape[1] % dtype_traits(dtype)->block_elems)
+            die("%s: %lld columns (a multiple of %lld was expected)", t->name, (long long)t->shape[1],
+                (long long)dtype_traits(dtype)->block_elems);
+        gguf_declare_tensor(w, name, t->n_dims == 1 ? DT_F32 : dtype, t->n_dims, t->shape);
     }
     if (gguf_stream_open(&s, w, arg[1], &e)) die("%s", e.msg);
     int rc = divisors ? append_rope(&s, &c.config, &e) : 0;
