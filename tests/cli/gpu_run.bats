@@ -79,3 +79,21 @@ setup() {
     [ "$(jq '.records | length' "$OUT/gpu.json")" = 6 ]
     grep -qE '^\| default-int8-row \| [0-9.]+ \| [0-9.]+ \| [0-9]+\.[0-9]{3} \|$' "$OUT/gpu.md"
 }
+
+# bench FORMAT TOKENS_PER_S: a record of part bench with two depths, as qbench puts its keys
+bench() {
+    mkdir -p "$OUT/records"
+    run_of() { # TOKENS_PER_S ENERGY
+        printf '{"prefill_tps":{"n":1,"min":1,"p50":9,"max":9},"decode_tps":{"n":1,"min":1,"p50":%s,"max":9},"device":{"energy":%s}}' "$1" "$2"
+    }
+    printf '{"tool":"qbench","results":{"runs":[%s,%s],"decode_tps":{"n":1,"min":1,"p50":%s,"max":9},"memory":{"weights_bytes":1073741824},"bandwidth":{"decode_fraction":0.75}}}\n' \
+        "$(run_of "$2" '{"passes":1,"prefill_j_per_token":0.25,"decode_j_per_token":null}')" \
+        "$(run_of 7 '{"passes":1,"prefill_j_per_token":0.5,"decode_j_per_token":3}')" "$2" >"$OUT/records/bench-default-$1-p16.json"
+}
+
+@test "the table has energy of the first depth, as it has speeds" {
+    bench int8-row 100
+    run tests/gpu/run summary
+    [ "$status" = 0 ]
+    grep -qFx '| default-int8-row-p16 | 9 | 100 | 0.75 |  | 0.25 |  | 1.00 |' "$OUT/gpu.md"
+}
