@@ -97,3 +97,50 @@ bench() {
     [ "$status" = 0 ]
     grep -qFx '| default-int8-row-p16 | 9 | 100 | 0.75 |  | 0.25 |  | 1.00 |' "$OUT/gpu.md"
 }
+
+# Programs that stand for peers: a llama-bench that writes what the real one does, a python3 without torch
+fake_peers() {
+    mkdir -p "$BATS_TEST_TMPDIR/bin"
+    cat >"$BATS_TEST_TMPDIR/bin/llama-bench" <<'END'
+#!/bin/sh
+printf '[\n  {\n    "n_prompt": 2048,\n    "n_gen": 0,\n    "avg_ts": 900.5,\n    "samples_ts": [ 900.5 ]\n  },\n'
+[ -z "$FAIL" ] || exit 3
+printf '  {\n    "n_prompt": 0,\n    "n_gen": 4,\n    "avg_ts": 50.0,\n    "samples_ts": [ 50.0 ]\n  }\n]\n'
+END
+    printf '#!/bin/sh\nexit 1\n' >"$BATS_TEST_TMPDIR/bin/python3"
+    chmod +x "$BATS_TEST_TMPDIR"/bin/*
+    touch "$BATS_TEST_TMPDIR/q4_0.gguf"
+    export PATH=$BATS_TEST_TMPDIR/bin:$PATH GGUF=$BATS_TEST_TMPDIR/q4_0.gguf
+}
+
+@test "llama-bench's array is a record among the others, and the ratio to it is in the table" {
+    fake_peers
+    export FORMATS='int8-row int4-g128'
+    bench int4-g128 100
+    FAIL=1 run tests/gpu/run peers
+    [ "$status" = 1 ]
+    [[ "$output" == *"peers-ggml.json: FAILED (exit 3)"* ]]
+    run tests/gpu/run peers
+    [ "$status" = 0 ] || { echo "$output"; false; }
+    jq -e '[.records[] | select(.tool == "llama-bench") | .results.runs[] | .avg_ts] == [900.5, 50]' "$OUT/gpu.json"
+    grep -qFx '| int4-g128 over Q4_0 | 2.00 |' "$OUT/gpu.md"
+}
+
+@test "a peer whose format is not in FORMATS is left out, and that is said" {
+    fake_peers
+    mkdir -p "$OUT/records"
+    echo '{"tool":"peers.py","results":{"decode_tps":10}}' >"$OUT/records/peers-nf4-default.json"
+    run tests/gpu/run peers
+    [ "$status" = 0 ]
+    [ ! -e "$OUT/records/peers-ggml.json" ]
+    [[ "$output" == *"no int4-g128 in FORMATS to compare ggml with, left out"* ]]
+    [[ "$output" == *"no nf4 in FORMATS to compare nf4-default with, left out"* ]]
+    [[ "$output" != *sed:* ]]
+    [ "$(grep -c 'in transformers' "$OUT/gpu.md")" = 0 ]
+    FORMATS=nf4 run tests/gpu/run summary # nor was it measured
+    [ "$status" = 0 ]
+    [[ "$output" == *"no bench-default-nf4-p16.json beside nf4-default (part bench)"* ]]
+    bench nf4 30
+    FORMATS=nf4 run tests/gpu/run summary
+    grep -qFx 'default, nf4 decodes 10 tokens/s in transformers; nf4 here, 3.00 times that.' "$OUT/gpu.md"
+}
