@@ -202,7 +202,8 @@ int model_load(struct model *m, struct backend *be, const struct checkpoint *c, 
         goto fail;
     }
     m->read_bytes += (int64_t)m->embed.read_bytes / V;
-    bool rows_only = m->tied ? m->embed.copied : m->embed.mapped; /* a tied head that was copied reads the table no more */
+    /* Where the host looks rows up and nothing else reads the table: a tied head that was copied no more does. */
+    bool rows_only = m->tied ? m->embed.copied && m->embed.memory : m->embed.mapped;
     m->give_back = rows_only && !qweight_open(&m->table, c, "model.embed_tokens", V, D, e);
     for (int64_t i = 0; i < cfg->n_layers; i++) {
         if (load_layer(m, i, c, e)) goto fail;
