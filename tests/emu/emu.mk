@@ -16,7 +16,7 @@ EMU_FLAGS_asan := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fn
 EMU_FLAGS_tsan := -O1 -fsanitize=thread
 
 # The tools, and what tests need beside them, on the emulated device: tools.bats.
-EMU_TOOLS := $(if $(EMU_HAVE),$(TOOLS:%=$(EMU)/bin/%) $(EMU)/bin/mkmodel $(EMU)/bin/mkgguf $(EMU)/bin/schema_check $(EMU)/bin/cuda_cost)
+EMU_TOOLS := $(if $(EMU_HAVE),$(EMU)/test_speed-plain $(TOOLS:%=$(EMU)/bin/%) $(EMU)/bin/mkmodel $(EMU)/bin/mkgguf $(EMU)/bin/schema_check $(EMU)/bin/cuda_cost)
 EMU_WHOLE = $(patsubst %,$(EMU)/plain/%.o,$(CUDA_SRC) $(filter tests/emu/engine/%,$(EMU_PARTS))) $(EMU)/libq.a
 emu_tool = mkdir -p $(@D); $(EMU_CXX) $(EMU_FLAGS_plain) -o $@ $^ $(filter-out -lcudart_static,$(LDLIBS)) -pthread
 $(EMU)/bin/%: $(B)/tools/%.o $(EMU_WHOLE)
