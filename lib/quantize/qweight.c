@@ -175,7 +175,7 @@ static void strided_row(const struct qweight *w, int64_t r, float *dst)
     }
 }
 
-static float block_absmax(const struct qweight *w, int64_t block)
+float qweight_absmax(const struct qweight *w, int64_t block)
 {
     if (!w->fmt.double_quant) return ((const float *)w->absmax)[block];
     float v = w->nested_map[((const uint8_t *)w->absmax)[block]] * w->nested_absmax[block / 256];
@@ -191,7 +191,7 @@ static void book_rows(const struct qweight *w, int64_t r0, int64_t n, float *dst
     for (int64_t i = first; i < end; i++) {
         if (i / w->fmt.group != block) {
             block = i / w->fmt.group;
-            absmax = block_absmax(w, block);
+            absmax = qweight_absmax(w, block);
         }
         dst[i - first] = round_to(w->out_dtype, w->book[codes[i / 2] >> (i % 2 ? 0 : 4) & 15] * absmax);
     }
@@ -236,7 +236,7 @@ void qweight_rows_scaled(const struct qweight *w, int64_t r0, int64_t n, const f
             s = load(DT_F16, w->scale, r * w->fmt.group + k % w->fmt.group);
             z = load(DT_F16, w->zero, r * w->fmt.group + k % w->fmt.group);
             break;
-        case CODE_BOOK: s = block_absmax(w, (r0 * w->n_in + i) / w->fmt.group); break;
+        case CODE_BOOK: s = qweight_absmax(w, (r0 * w->n_in + i) / w->fmt.group); break;
         }
         dst[i] = s != 0 ? x[i] / s + z : 0;
     }

@@ -44,6 +44,8 @@ void qweight_rows_f32(const struct qweight *w, int64_t r0, int64_t n, float *dst
 /* x (n, n_in), float values of rows r0 …, as the rounding sees them: x/scale + zero point, on the codes' axis (CODE_INT:
  * −2^(bits−1) …, CODE_STRIDED: 0 … 15), x/absmax as it is read (CODE_BOOK); 0 where the scale is 0. Floats are copied. */
 void qweight_rows_scaled(const struct qweight *w, int64_t r0, int64_t n, const float *x, float *dst);
+/* CODE_BOOK: what the values of a flat block are scaled by. */
+float qweight_absmax(const struct qweight *w, int64_t block);
 /* Give back the mapped pages of all parts. */
 void qweight_drop(const struct qweight *w);
 

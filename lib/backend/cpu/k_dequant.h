@@ -135,13 +135,7 @@ static void dequant_book(const struct qweight *w, int64_t r, int64_t k0, int64_t
     int64_t first = r * w->n_in + k0, last = first + n;
     for (int64_t i = first; i < last;) {
         int64_t block = i / w->fmt.group, end = (block + 1) * w->fmt.group < last ? (block + 1) * w->fmt.group : last;
-        float absmax, table[16];
-        if (w->fmt.double_quant) {
-            float v = w->nested_map[((const uint8_t *)w->absmax)[block]] * w->nested_absmax[block / 256];
-            absmax = v + w->nested_offset;
-        } else {
-            absmax = ((const float *)w->absmax)[block];
-        }
+        float absmax = qweight_absmax(w, block), table[16];
         for (int j = 0; j < 16; j += VL)
             vf_store(table + j, round_out(vf_mul(vf_load(w->book + j), vf_set1(absmax)), w->out_dtype));
         lut_run(table, (const uint8_t *)w->codes + i / 2, end - i, true, dst + (i - first));

@@ -108,19 +108,12 @@ static void pack_row(const struct panels *p, const uint8_t *codes, int64_t n, bo
     }
 }
 
-static float absmax_of(const struct qweight *w, int64_t block)
-{
-    if (!w->fmt.double_quant) return ((const float *)w->absmax)[block];
-    float v = w->nested_map[((const uint8_t *)w->absmax)[block]] * w->nested_absmax[block / 256];
-    return v + w->nested_offset;
-}
-
 static void pack_scales(const struct panels *p, const struct qweight *w, int64_t r, int in_panel, uint8_t *panel)
 {
     for (int64_t g = 0; g < p->n_groups; g++) {
         int64_t to = g * PANEL_ROWS + in_panel;
         if (p->kind == PANEL_4T) {
-            ((float *)(void *)panel)[to] = p->factor * absmax_of(w, (r * p->n_in + g * p->group) / w->fmt.group);
+            ((float *)(void *)panel)[to] = p->factor * qweight_absmax(w, (r * p->n_in + g * p->group) / w->fmt.group);
         } else if (p->scale_dtype == DT_F32) {
             ((float *)(void *)panel)[to] = ((const float *)w->scale)[r * p->n_groups + g];
         } else {
