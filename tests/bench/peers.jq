@@ -70,17 +70,26 @@ def fit:
             + ($p | map({x: .[0], off: ((.[1] - $a - $b * .[0]) / ($a + $b * .[0]))}) | max_by(.off | fabs) | {worst: .})
         end
     end;
-def size_xy: [.size[] | [.bytes / 1e9, 1e3 / .tps.median]];
+def size_xy: [.size[] | [.bytes / 1e9, .ms.median]];
 def depth_xy: [.depth[] | [.depth, .ms.median]];
+
+# Shapes are measured at different times, and a shared machine's bandwidth changes by the minute: every run's time is scaled
+# to a common bandwidth by what its own process read around it.
+def size_rounds: to_entries | map(select(.key | startswith("size-")));
+def common_bandwidth: [size_rounds[].value[].members.qlab.bandwidth] | median;
+def sizes($r):
+  ($r | common_bandwidth) as $common
+  | [$r | size_rounds[]
+     | {shape: (.key | ltrimstr("size-")), bytes: .value[0].members.qlab.bytes,
+        tps: (.value | map(.members.qlab.value) | summary),
+        bandwidth: (.value | map(.members.qlab.bandwidth) | summary),
+        ms: (.value | map(.members.qlab | 1e3 / .value * .bandwidth / $common) | summary)}] | sort_by(.bytes);
 
 def report:
   .rounds as $r
   | {cpu, threads, compiler, builds,
      rows: [rows | to_entries[] | (.value + {nth: .key}) as $row | ($r[$row.of // $row.id] // []) | select(length > 0) as $rounds | $row + ($row | figures($rounds))],
-     size: [$r | to_entries[] | select(.key | startswith("size-"))
-            | {shape: (.key | ltrimstr("size-")), bytes: .value[0].members.qlab.bytes,
-               tps: (.value | map(.members.qlab.value) | summary),
-               bandwidth: (.value | map(.members.qlab.bandwidth) | summary)}] | sort_by(.bytes),
+     size: sizes($r), size_bandwidth: ($r | common_bandwidth),
      depth: ([$r.depth // [] | .[].members.qlab.token_ms[]] | group_by(.[0])
              | map({depth: .[0][0], ms: (map(.[1]) | summary)}))}
   | . + {size_fit: (size_xy | fit), depth_fit: (depth_xy | fit)};
@@ -106,7 +115,7 @@ def markdown:
      " | \(if .bandwidth then .bandwidth.median / 1e9 | num else "–" end) |")),
   "",
   if .rows == [] then "No rounds yet." else "Medians of \([.rows[] | (.ratio // .value).n] | min)–\([.rows[] | (.ratio // .value).n] | max) interleaved rounds; \(.cpu), \(.threads) threads; GB/s: what qbench's process could read in the same rounds. qlab \([.rows[].git] | unique | join(", ")), \(.compiler)." end,
-  (.size_fit | values | "Decoding a token, by shape (int4-g128): \(fit_text("GB read"))."),
+  (.size_fit | values | "Decoding a token, by shape (int4-g128; each run scaled to one bandwidth): \(fit_text("GB read"))."),
   (.depth_fit | values | "By tokens in the cache (default shape): \(.slope *= 1000 | fit_text("thousand tokens"))."),
   (.builds | to_entries[] | "\(.key | peer_name): \(.value.source), \(.value.compiler), \(.value.flags).");
 
@@ -115,5 +124,5 @@ def verdicts: (.rows[] | "\(.id)\t\((.ratio // .value).median | num)\tfloor \(.f
   (.depth_fit | values | "depth\t\(.slope *= 1000 | fit_text("thousand tokens"))");
 
 # x, y and the extremes of y, for peers.gp
-def size_points: .size[] | "\(.bytes / 1e9) \(1e3 / .tps.median) \(1e3 / .tps.max) \(1e3 / .tps.min) \(.shape)";
+def size_points: .size[] | "\(.bytes / 1e9) \(.ms.median) \(.ms.min) \(.ms.max) \(.shape)";
 def depth_points: .depth[] | "\(.depth) \(.ms.median) \(.ms.min) \(.ms.max)";
