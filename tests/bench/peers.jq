@@ -104,6 +104,9 @@ def group: if startswith("big-") then "3B shape, random weights" elif test("^(pp
   else "Default model" end;
 def fit_text($unit): "\(.intercept | num) ms + \(.slope | num) ms a \($unit), R² \(.r2 * 1e4 | floor / 1e4), no point more than \((.worst.off | fabs) * 100 | num) % off the line";
 
+def rounds_text: [.rows[] | select(.id | startswith("gen") | not) | (.ratio // .value).n] | unique
+  | if length > 1 then "\(min)–\(max)" else "\(.[0] // 1)" end;
+
 def markdown:
   "| what | qlab | beside it | ratio (least – most) | GB/s |",
   "|---|---|---|---|---|",
@@ -114,7 +117,7 @@ def markdown:
       else "\(.peer | peer_name) \(.theirs.median | num) | **\(.ratio.median | num)** (\(.ratio.min | num) – \(.ratio.max | num))" end) +
      " | \(if .bandwidth then .bandwidth.median / 1e9 | num else "–" end) |")),
   "",
-  if .rows == [] then "No rounds yet." else "Medians of \([.rows[] | (.ratio // .value).n] | min)–\([.rows[] | (.ratio // .value).n] | max) interleaved rounds; \(.cpu), \(.threads) threads; GB/s: what qbench's process could read in the same rounds. qlab \([.rows[].git] | unique | join(", ")), \(.compiler)." end,
+  if .rows == [] then "No rounds yet." else "Medians of \(rounds_text) interleaved rounds\(if any(.rows[]; .id | startswith("gen")) then " (gen1, gen2: one run)" else "" end); \(.cpu), \(.threads) threads; GB/s: what qbench's process could read in the same rounds. qlab \([.rows[].git] | unique | join(", ")), \(.compiler)." end,
   (.size_fit | values | "Decoding a token, by shape (int4-g128; each run scaled to one bandwidth): \(fit_text("GB read"))."),
   (.depth_fit | values | "By tokens in the cache (default shape): \(.slope *= 1000 | fit_text("thousand tokens"))."),
   (.builds | to_entries[] | "\(.key | peer_name): \(.value.source), \(.value.compiler), \(.value.flags).");
