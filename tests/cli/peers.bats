@@ -54,7 +54,7 @@ line() { # line ROW {members}
     line strided128 '{"qlab":{"value":50},"qlab int4-g128":{"value":100}}'
     line big-decode.scout '{"x":{"value":1}}'
     line size-small '{"qlab":{"value":100,"bytes":1e8,"bandwidth":4e10}}'
-    line size-large '{"qlab":{"value":20,"bytes":1e9,"bandwidth":8e10}}'
+    line size-large '{"qlab":{"value":40,"bytes":1e9,"bandwidth":16e10}}'
     line depth '{"qlab":{"value":1,"token_ms":[[0,3.0],[512,3.5],[8192,11.0]]}}'
     run -0 --separate-stderr "$peers" --dir "$d" --report --json "$d/r.json" --md "$d/r.md" --plots "$d/plots"
     fig() { jq -e '.rows[] | select(.id == "'"$1"'") | '"$2" "$d/r.json" >/dev/null || { jq . "$d/r.json"; false; }; }
@@ -71,11 +71,11 @@ line() { # line ROW {members}
     # groups in the rows' order
     [ "$(grep -o '^| \*\*[^*]*' "$d/r.md" | cut -c 5- | paste -sd,)" = "Default model,Beside ourselves,Whole runs, default model,3B shape, random weights" ] || { cat "$d/r.md"; false; }
     # both lines are exact
-    [[ "$output" == *$'size\t'*" ms + 66.7 ms a GB, R² 1, "* ]]
+    [[ "$output" == *$'size\t'*" ms + 40 ms a GB, R² 1, "* ]]
     [[ "$output" == *$'depth\t3 ms + 0.977 ms a thousand tokens, R² 1, '* ]]
     [[ "$output" == *"big-decode"*"floor 1.05 goal 1.3"*"below"* ]]
-    # 1e8 bytes in 10 ms at 40 GB/s and 1e9 in 50 ms at 80, both as at 60: a quarter of the bandwidth and nothing beside
-    grep -q '66.7 ms a GB (15.0 GB/s)' "$d/plots/peers-size.svg"
+    # 1e8 bytes in 10 ms at 40 GB/s and 1e9 in 25 ms at 160, both as at 100: a quarter of the bandwidth and nothing beside
+    grep -q '40.0 ms a GB (25.0 GB/s)' "$d/plots/peers-size.svg"
     grep -q '>large<' "$d/plots/peers-size.svg"
     grep -q 'ms a thousand tokens' "$d/plots/peers-depth.svg"
 }

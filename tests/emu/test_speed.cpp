@@ -24,6 +24,7 @@ struct opened {
     opened()
     {
         struct err e;
+        if (!on_gpu) setenv("QLAB_CUDA_BLAS", "0", 1); /* the toolkit's is not for this device */
         c = context_open(0, COMPUTE_INT8, &e);
         if (!c) check::broken(e.msg, 0);
     }
