@@ -184,16 +184,16 @@ static void run_layer_of(struct sweep *w, int64_t u, int64_t layer, const struct
     kv->n = 0;
 }
 
-/* Those of n units at once, as many as n_stack. */
-static void run_layer_stacked(struct sweep *w, int64_t n, int64_t layer)
+/* Those of n units from u on at once. */
+static void run_layer_stacked(struct sweep *w, int64_t u, int64_t n, int64_t layer)
 {
     struct span spans[N_OPS];
     if (n == 1) {
-        run_layer_of(w, 0, layer, NULL);
+        run_layer_of(w, u, layer, NULL);
         return;
     }
-    for (int64_t u = 0; u < n; u++) spans[u] = (struct span){&w->kv[u], u * w->T, w->T};
-    model_layer(w->m, layer, w->x, spans, (int)n, &w->s, NULL);
+    for (int64_t i = 0; i < n; i++) spans[i] = (struct span){&w->kv[u + i], i * w->T, w->T};
+    model_layer(w->m, layer, w->x + u * w->T * w->D, spans, (int)n, &w->s, NULL);
 }
 
 /* States in w->x through one layer. */
@@ -377,14 +377,20 @@ static int64_t unit_cost(const struct sweep *w, const struct sens_entry *en)
     return w->o->mode == SENS_LOCAL ? 0 : w->L - (en->layer > 0 ? en->layer : 0) + w->head_cost;
 }
 
-static int through_layer(struct sweep *w, struct sens_entry *en, int64_t u, int64_t l, struct err *e)
+/* n units from u on, of which the layer quantizes (or leaves) the same linears as of en. */
+static int through_layer(struct sweep *w, const struct sens_entry *en, int64_t u, int64_t n, int64_t l, struct err *e)
 {
     unsigned ops = unit_ops(en, l);
-    bool restore = w->o->mode == SENS_RESTORE;
-    if (swap_in(w, l, restore ? ALL_OPS & ~ops : ops, e)) return -1;
-    run_layer_of(w, u, l, NULL);
+    if (swap_in(w, l, w->o->mode == SENS_RESTORE ? ALL_OPS & ~ops : ops, e)) return -1;
+    run_layer_stacked(w, u, n, l);
     swap_out(w, l);
     return 0;
+}
+
+static int note_done(struct sweep *w, struct sens_entry *en, struct err *e)
+{
+    en->done = true;
+    return w->o->on_done ? w->o->on_done(w->o->ctx, en, e) : 0;
 }
 
 /* n units, at most n_stack, from the states entering their first layer: they differ in that one, if there are several. */
@@ -392,27 +398,17 @@ static int run_stack(struct sweep *w, struct sens_entry **en, int64_t n, const f
 {
     bool restore = w->o->mode == SENS_RESTORE;
     int64_t first = en[0]->layer > 0 ? en[0]->layer : 0;
-    for (int64_t u = 0; u < n; u++) {
-        load_states_of(w, u, restore ? quant : clean);
-        if (through_layer(w, en[u], u, first, e)) return -1;
-    }
-    for (int64_t l = first + 1; l < w->L; l++) {
-        unsigned ops = unit_ops(en[0], l);
-        if (swap_in(w, l, restore ? ALL_OPS & ~ops : ops, e)) return -1;
-        run_layer_stacked(w, n, l);
-        swap_out(w, l);
+    for (int64_t u = 0; u < n; u++) load_states_of(w, u, restore ? quant : clean);
+    for (int64_t l = first; l < w->L; l++) {
+        int64_t together = l == first ? 1 : n;
+        for (int64_t u = 0; u < n; u += together)
+            if (through_layer(w, en[u], u, together, l, e)) return -1;
         for (int op = 0; op < N_OPS; op++)
             if (!restore && w->o->per == SENS_OP) drop_slot(w, l, op);
         advance(w, n);
     }
-    for (int op = 0; op < N_OPS; op++)
-        if (!restore && w->o->per == SENS_OP) drop_slot(w, first, op);
-    advance(w, n);
-    for (int64_t u = 0; u < n; u++) {
-        if (compare_output(w, u, &en[u]->kld, &en[u]->delta_nll, en[u]->name, e)) return -1;
-        en[u]->done = true;
-        if (w->o->on_done && w->o->on_done(w->o->ctx, en[u], e)) return -1;
-    }
+    for (int64_t u = 0; u < n; u++)
+        if (compare_output(w, u, &en[u]->kld, &en[u]->delta_nll, en[u]->name, e) || note_done(w, en[u], e)) return -1;
     return 0;
 }
 
@@ -424,8 +420,7 @@ static int run_units(struct sweep *w, struct sens_entry *units, int64_t n, const
     for (int64_t i = 0; i < n; i++) {
         if (units[i].done) continue;
         if (w->o->mode == SENS_LOCAL) {
-            units[i].done = true;
-            if (w->o->on_done && w->o->on_done(w->o->ctx, &units[i], e)) return -1;
+            if (note_done(w, &units[i], e)) return -1;
             continue;
         }
         todo[k++] = &units[i];

@@ -60,7 +60,7 @@ static const struct qweight *expanded(struct model *m, const struct qweight *src
     return &o->w;
 }
 
-/* The tensor expanded last, of which its backend has a copy. */
+/* The tensor expanded last. */
 static void free_last(struct model *m)
 {
     struct owned *o = m->owned;
@@ -71,12 +71,7 @@ static void free_last(struct model *m)
 
 static void free_owned(struct model *m)
 {
-    for (struct owned *o = m->owned, *next; o; o = next) {
-        next = o->next;
-        free(o->buf);
-        free(o);
-    }
-    m->owned = NULL;
+    while (m->owned) free_last(m);
 }
 
 /* The backend keeps pointers into the source (mapped weights), never to the struct qweight itself. */

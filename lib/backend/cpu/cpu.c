@@ -157,10 +157,7 @@ static void embed_tokens(void *ctx, int64_t begin, int64_t end, int thread)
     int64_t n = j->w->q.n_in;
     for (int64_t t = begin; t < end; t++) {
         assert(j->tokens[t] >= 0 && j->tokens[t] < j->w->q.n_out);
-        if (!dequant_ok(&j->w->q))
-            qweight_rows_f32(&j->w->q, j->tokens[t], 1, j->x + t * n);
-        else
-            j->k->dequant(&j->w->q, j->tokens[t], 0, n, j->x + t * n);
+        dequant_whole_row(j->k, &j->w->q, j->tokens[t], j->x + t * n);
     }
 }
 

@@ -35,3 +35,11 @@ bool dequant_ok(const struct qweight *w)
     }
     return false;
 }
+
+void dequant_whole_row(const struct kernels *k, const struct qweight *w, int64_t r, float *dst)
+{
+    if (dequant_ok(w))
+        k->dequant(w, r, 0, w->n_in, dst);
+    else
+        qweight_rows_f32(w, r, 1, dst);
+}

@@ -79,5 +79,7 @@ struct int8_kernels; /* panels.h */
 const struct int8_kernels *int8_kernels_of(enum isa isa);
 /* False for layouts that only the reference reads (groups that are no multiple of 16, odd rows, GGUF blocks). */
 bool dequant_ok(const struct qweight *w);
+/* Row r (n_in) as floats, by the kernels where they can. */
+void dequant_whole_row(const struct kernels *k, const struct qweight *w, int64_t r, float *dst);
 
 #endif

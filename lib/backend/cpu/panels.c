@@ -168,10 +168,7 @@ static void pack_recoded(const struct panels *p, const struct qweight *w, const 
 {
     size_t size = p->scale_dtype == DT_F16 ? 2 : 4, second = (size_t)p->n_panels * p->panel_bytes;
     int64_t n = p->n_act * ACT_GROUP;
-    if (dequant_ok(w))
-        k->dequant(w, r, 0, p->n_in, row);
-    else
-        qweight_rows_f32(w, r, 1, row);
+    dequant_whole_row(k, w, r, row);
     memset(row + p->n_in, 0, (size_t)(n - p->n_in) * sizeof *row);
     for (int pass = 0, n_passes = p->rest ? 2 : 1; pass < n_passes; pass++) {
         for (int64_t a = 0; a < p->n_act; a++) {

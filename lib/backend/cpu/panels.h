@@ -67,7 +67,7 @@ struct panels panels_rest(const struct panels *p);
 /* Fills in everything but data; false for floats, which are then computed in f32. two: for two passes. */
 bool panels_plan(struct panels *p, const struct qweight *w, bool two);
 size_t panels_bytes(const struct panels *p);
-/* Fills p->data, which has panels_bytes. Threads. */
+/* Fills p->data, which has panels_bytes; k: what rows to be recoded are read by. Threads. */
 void panels_pack(const struct panels *p, const struct qweight *w, const struct kernels *k);
 
 /* n_tok quantized rows. */
